@@ -1,0 +1,225 @@
+// Package flows is what a conversation is: who talks to whom, in what state, how much, and why it was let in or not.
+//
+// Every conversation of every guest, and every one that the host opens into a guest, passes one door: [Table.Open].
+// It asks the [Policy], enforces the [Limits] and returns a [Flow], which its owner counts bytes into and ends. What
+// was refused is counted by [Reason], from one closed list that logs, API and metrics share.
+//
+//	t := flows.NewTable(flows.Limits{}, nil)
+//	f, v := t.Open(flows.Query{Guest: "g1", Proto: flows.TCP, Src: src, Dst: dst}, nil)
+//	if !v.Allow {
+//		return v.Reason
+//	}
+//	f.SetState(flows.Open)
+//	f.Up.Add(1448)
+//	f.End(flows.ReasonClosed)
+//
+// It moves no bytes and opens no sockets.
+package flows
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+)
+
+// Proto is an IP protocol number (IANA protocol-numbers).
+type Proto uint8
+
+// The protocols that a guest can have conversations in.
+const (
+	ICMP   Proto = 1
+	TCP    Proto = 6
+	UDP    Proto = 17
+	ICMPv6 Proto = 58
+)
+
+func (p Proto) String() string {
+	switch p {
+	case ICMP:
+		return "icmp"
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	case ICMPv6:
+		return "icmp6"
+	}
+	return fmt.Sprintf("proto-%d", uint8(p))
+}
+
+// MarshalText makes a Proto its name in JSON.
+func (p Proto) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText is MarshalText's inverse.
+func (p *Proto) UnmarshalText(b []byte) error {
+	for _, q := range []Proto{ICMP, TCP, UDP, ICMPv6} {
+		if string(b) == q.String() {
+			*p = q
+			return nil
+		}
+	}
+	var n uint8
+	if _, err := fmt.Sscanf(string(b), "proto-%d", &n); err != nil {
+		return fmt.Errorf("protocol %q: want tcp, udp, icmp or icmp6", b)
+	}
+	*p = Proto(n)
+	return nil
+}
+
+// Direction tells who began a conversation.
+type Direction uint8
+
+const (
+	Out Direction = iota // the guest did
+	In                   // the host did, through a port forward
+)
+
+func (d Direction) String() string {
+	if d == In {
+		return "in"
+	}
+	return "out"
+}
+
+// MarshalText makes a Direction its name in JSON.
+func (d Direction) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText is MarshalText's inverse.
+func (d *Direction) UnmarshalText(b []byte) error {
+	switch string(b) {
+	case "out":
+		*d = Out
+	case "in":
+		*d = In
+	default:
+		return fmt.Errorf("direction %q: want in or out", b)
+	}
+	return nil
+}
+
+// State is where a flow is in its life. It only moves forward.
+//
+//	Dialing   admitted; the far side has not answered. The oldest may be ended to make room (Limits.Dials).
+//	Open      both sides are there and bytes move.
+//	Closing   one side has said that it sends no more.
+//	Closed    over; the flow has left the table and keeps its last figures.
+type State int32
+
+const (
+	Dialing State = iota
+	Open
+	Closing
+	Closed
+)
+
+func (s State) String() string {
+	switch s {
+	case Dialing:
+		return "dialing"
+	case Open:
+		return "open"
+	case Closing:
+		return "closing"
+	}
+	return "closed"
+}
+
+// Query is a conversation that asks to be let in, as the guest sees it: no alias is translated yet.
+type Query struct {
+	Guest string         // id of the guest
+	Proto Proto          //
+	Dir   Direction      //
+	Src   netip.AddrPort // who began it
+	Dst   netip.AddrPort // whom it wants; the port is 0 for ICMP
+	Rule  string         // the port forward that it came through, for In
+}
+
+// Counter counts one direction of a flow. Both fields may be read at any time.
+type Counter struct {
+	Bytes   atomic.Uint64 // payload, without headers
+	Packets atomic.Uint64 // datagrams; for TCP, the number of transfers
+}
+
+// Add counts one transfer of n bytes.
+func (c *Counter) Add(n int) {
+	c.Bytes.Add(uint64(n))
+	c.Packets.Add(1)
+}
+
+// Flow is one conversation. Its exported fields do not change after Open; its methods may be called by anybody.
+type Flow struct {
+	ID     uint64
+	Query         // who with whom
+	Opened time.Time
+	Up     Counter // from the guest
+	Down   Counter // to the guest
+
+	table  *Table
+	state  atomic.Int32
+	last   atomic.Int64 // when it last moved, in nanoseconds since the table began
+	onEnd  func(Reason) // under no lock; called once, when the table ends the flow
+	reason Reason       // guarded by table.mu; why it ended
+	elem   lruElem      // guarded by table.mu
+	moved  int64        // guarded by table.mu; `last` when its place in the LRU order was last set
+}
+
+// State is where the flow is now.
+func (f *Flow) State() State { return State(f.state.Load()) }
+
+// SetState moves the flow forward. A move backward is ignored, so that racing callers cannot revive a flow.
+func (f *Flow) SetState(s State) {
+	for {
+		old := f.state.Load()
+		if int32(s) <= old {
+			return
+		}
+		if f.state.CompareAndSwap(old, int32(s)) {
+			if old == int32(Dialing) {
+				f.table.dialed(f)
+			}
+			return
+		}
+	}
+}
+
+// Touch says that the flow moved now. It keeps a UDP flow from being the least recently used.
+func (f *Flow) Touch() { f.table.touch(f) }
+
+// Idle is how long ago the flow last moved.
+func (f *Flow) Idle() time.Duration { return f.table.since() - time.Duration(f.last.Load()) }
+
+// End takes the flow out of the table. The first reason counts; later calls do nothing.
+func (f *Flow) End(r Reason) { f.table.end(f, r, false) }
+
+// Snapshot is a flow's figures at one moment, as the API shows them.
+type Snapshot struct {
+	ID        uint64         `json:"id"`
+	Guest     string         `json:"guest"`
+	Proto     Proto          `json:"proto"`
+	Dir       Direction      `json:"direction"`
+	Src       netip.AddrPort `json:"src"`
+	Dst       netip.AddrPort `json:"dst"`
+	Rule      string         `json:"rule,omitempty"`
+	State     string         `json:"state"`
+	Opened    time.Time      `json:"opened"`
+	IdleMS    int64          `json:"idle_ms"`
+	UpBytes   uint64         `json:"up_bytes"`
+	DownBytes uint64         `json:"down_bytes"`
+	UpPkts    uint64         `json:"up_packets"`
+	DownPkts  uint64         `json:"down_packets"`
+}
+
+// Snapshot copies the flow's figures.
+func (f *Flow) Snapshot() Snapshot {
+	return Snapshot{
+		ID: f.ID, Guest: f.Guest, Proto: f.Proto, Dir: f.Dir, Src: f.Src, Dst: f.Dst, Rule: f.Rule,
+		State: f.State().String(), Opened: f.Opened, IdleMS: f.Idle().Milliseconds(),
+		UpBytes: f.Up.Bytes.Load(), DownBytes: f.Down.Bytes.Load(),
+		UpPkts: f.Up.Packets.Load(), DownPkts: f.Down.Packets.Load(),
+	}
+}
+
+// MarshalJSON shows a flow as its Snapshot.
+func (f *Flow) MarshalJSON() ([]byte, error) { return json.Marshal(f.Snapshot()) }

@@ -1,0 +1,107 @@
+package flows
+
+import "net/netip"
+
+// Verdict is what a Policy says of a Query.
+type Verdict struct {
+	Allow  bool
+	Reject bool   // if not allowed: answer at once (RST, ICMP prohibited) rather than stay silent
+	Reason Reason // if not allowed
+	Rule   string // which rule said so, for people
+}
+
+// Policy decides who may talk to whom. Judge is called once for each new conversation, by several goroutines, and
+// must not wait.
+type Policy interface {
+	Judge(Query) Verdict
+}
+
+// Default is the policy of a network that nobody configured: what QEMU's user network allows, less the ways to the
+// host's link-local neighbours. Conversations that the host opens are always let in.
+type Default struct {
+	// Gateways are the addresses that stand for the host; conversations with them end on the host's loopback.
+	Gateways []netip.Addr
+	// Local are the guests' own prefixes. What is in them and not a gateway is on the link, not behind the router.
+	Local []netip.Prefix
+	// NoHostLoopback closes the way to the host's loopback.
+	NoHostLoopback bool
+	// OpenLinkLocal are link-local prefixes that are open after all, by name: 169.254.169.254/32 for cloud metadata.
+	OpenLinkLocal []netip.Prefix
+}
+
+var (
+	thisNetwork     = netip.MustParsePrefix("0.0.0.0/8")   // RFC 1122 §3.2.1.3; Linux connects 0.0.0.0 to loopback
+	classE          = netip.MustParsePrefix("240.0.0.0/4") // RFC 1112 §4, with the limited broadcast address
+	compatible      = netip.MustParsePrefix("::/96")       // RFC 4291 §2.5.5.1: ::, ::1 and IPv4-compatible
+	nat64           = netip.MustParsePrefix("64:ff9b::/96")
+	nat64Local      = netip.MustParsePrefix("64:ff9b:1::/48")
+	sixToFour       = netip.MustParsePrefix("2002::/16")
+	ipv4Translated  = netip.MustParsePrefix("::ffff:0:0:0/96") // RFC 2765 §2.1
+	martianPrefixes = []netip.Prefix{thisNetwork, classE, compatible, ipv4Translated}
+)
+
+// Judge implements Policy.
+func (d *Default) Judge(q Query) Verdict {
+	if q.Dir == In {
+		return Verdict{Allow: true}
+	}
+	dst := q.Dst.Addr()
+	for _, g := range d.Gateways {
+		if dst == g {
+			if d.NoHostLoopback {
+				return Verdict{Reject: true, Reason: ReasonHostLoopback}
+			}
+			return Verdict{Allow: true}
+		}
+	}
+	if r := d.closed(dst); r != ReasonNone {
+		return Verdict{Reject: r != ReasonMartian, Reason: r}
+	}
+	// An address that carries an IPv4 address in it must not lead where that one does not.
+	if v4, ok := embedded(dst); ok {
+		if r := d.closed(v4); r != ReasonNone {
+			return Verdict{Reject: r != ReasonMartian, Reason: r}
+		}
+	}
+	return Verdict{Allow: true}
+}
+
+func (d *Default) closed(a netip.Addr) Reason {
+	if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() {
+		return ReasonMartian
+	}
+	for _, p := range martianPrefixes {
+		if p.Contains(a) {
+			return ReasonMartian
+		}
+	}
+	if a.IsLinkLocalUnicast() {
+		for _, p := range d.OpenLinkLocal {
+			if p.Contains(a) {
+				return ReasonNone
+			}
+		}
+		return ReasonLinkLocal
+	}
+	for _, p := range d.Local {
+		if p.Contains(a) {
+			return ReasonOnLink
+		}
+	}
+	return ReasonNone
+}
+
+// embedded returns the IPv4 address inside a 6to4 (RFC 3056) or NAT64 (RFC 6052, RFC 8215) address.
+func embedded(a netip.Addr) (netip.Addr, bool) {
+	if !a.Is6() {
+		return netip.Addr{}, false
+	}
+	b := a.As16()
+	switch {
+	case sixToFour.Contains(a):
+		return netip.AddrFrom4([4]byte(b[2:6])), true
+	case nat64.Contains(a), nat64Local.Contains(a):
+		return netip.AddrFrom4([4]byte(b[12:16])), true
+	}
+	return netip.Addr{}, false
+}

@@ -1,0 +1,84 @@
+package flows
+
+import "fmt"
+
+// Reason says why something was dropped, refused or ended. The list is closed: logs, API and metrics use these names
+// and no others.
+type Reason uint8
+
+const (
+	ReasonNone Reason = iota
+
+	// Refused at the door.
+	ReasonPolicy       // a policy's rule says no
+	ReasonHostLoopback // the host address, and --no-host-loopback is set
+	ReasonLinkLocal    // 169.254.0.0/16 or fe80::/10: cloud metadata lives there
+	ReasonMartian      // an address that is never a destination: loopback, unspecified, broadcast, multicast, IPv4-mapped
+	ReasonOnLink       // an address of the guests' own network that nobody has
+	ReasonFlowLimit    // Limits.Flows or Limits.Total
+	ReasonNoGuest      // a forward to a guest that is not there
+
+	// How a conversation ended.
+	ReasonClosed      // both sides finished
+	ReasonReset       // one side reset it
+	ReasonRefused     // the far side refused it
+	ReasonUnreachable // no route, or an ICMP unreachable
+	ReasonTimeout     // the far side did not answer in time
+	ReasonIdle        // nothing moved for longer than its protocol's timeout
+	ReasonEvicted     // the oldest made room for a new one: Limits.Dials or Limits.UDP
+	ReasonExhausted   // the host is out of descriptors or ports
+	ReasonGuestGone   // the guest's wire ended
+	ReasonShutdown    // the network was closed
+
+	// Frames and packets.
+	ReasonQueueFull   // the guest does not read: its queue is full
+	ReasonMalformed   // too short, too long or contradicting itself
+	ReasonSpoofed     // a frame from the gateway's MAC, or an address of the gateway's
+	ReasonMACLimit    // more source MACs on one wire than are kept
+	ReasonUnsupported // a protocol that is not carried
+	ReasonRateLimit   // too many of a kind at once: pings, DNS queries, DHCP requests
+	ReasonStorm       // broadcast and multicast beyond the port's rate
+
+	numReasons
+)
+
+var reasonNames = [numReasons]string{
+	ReasonNone:         "none",
+	ReasonPolicy:       "policy",
+	ReasonHostLoopback: "host-loopback",
+	ReasonLinkLocal:    "link-local",
+	ReasonMartian:      "martian",
+	ReasonOnLink:       "on-link",
+	ReasonFlowLimit:    "flow-limit",
+	ReasonNoGuest:      "no-guest",
+	ReasonClosed:       "closed",
+	ReasonReset:        "reset",
+	ReasonRefused:      "refused",
+	ReasonUnreachable:  "unreachable",
+	ReasonTimeout:      "timeout",
+	ReasonIdle:         "idle",
+	ReasonEvicted:      "evicted",
+	ReasonExhausted:    "exhausted",
+	ReasonGuestGone:    "guest-gone",
+	ReasonShutdown:     "shutdown",
+	ReasonQueueFull:    "queue-full",
+	ReasonMalformed:    "malformed",
+	ReasonSpoofed:      "spoofed",
+	ReasonMACLimit:     "mac-limit",
+	ReasonUnsupported:  "unsupported",
+	ReasonRateLimit:    "rate-limit",
+	ReasonStorm:        "storm",
+}
+
+// NumReasons is how many reasons there are, for arrays indexed by Reason.
+const NumReasons = int(numReasons)
+
+func (r Reason) String() string {
+	if r < numReasons {
+		return reasonNames[r]
+	}
+	return fmt.Sprintf("reason-%d", uint8(r))
+}
+
+// MarshalText makes a Reason its name in JSON.
+func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
