@@ -89,7 +89,8 @@ type Egress interface {
 //
 // A *UnreachableError (errors.As) from a read or from WriteTo is news of one
 // destination: the socket goes on working, for that destination too, and the
-// caller reads on. Any other error of a read means that the socket is done.
+// caller reads on; so it does after io.ErrShortBuffer. Any other error of a
+// read means that the socket is done.
 //
 // Zero-length datagrams are datagrams. The largest is MaxPayload4 or
 // MaxPayload6 octets: longer ones than the path takes are fragmented.
