@@ -1,0 +1,168 @@
+package egress
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+)
+
+func listenUDP(t *testing.T, h *Host, network string, from netip.AddrPort) PacketConn {
+	t.Helper()
+	pc, err := h.ListenPacket(context.Background(), network, from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { pc.Close() })
+	return pc
+}
+
+// echoUDP answers each datagram with itself.
+func echoUDP(t *testing.T, lo netip.Addr) netip.AddrPort {
+	t.Helper()
+	c, err := net.ListenUDP(UDPNetwork(lo), net.UDPAddrFromAddrPort(netip.AddrPortFrom(lo, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SetWriteBuffer(1 << 20)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 65536)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			c.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+	t.Cleanup(func() { c.Close(); <-done })
+	return c.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+func TestUDPSizes(t *testing.T) {
+	both(t, func(t *testing.T, lo netip.Addr) {
+		dst := echoUDP(t, lo)
+		pc := listenUDP(t, new(Host), UDPNetwork(lo), netip.AddrPort{})
+		if pc.LocalAddr().Port() == 0 {
+			t.Fatal("no local port")
+		}
+		most := MaxPayload4
+		if lo.Is6() {
+			most = MaxPayload6
+		}
+		buf := make([]byte, 65536)
+		for i, size := range []int{0, 1, 1472, 1473, 65507, most} {
+			msg := bytes.Repeat([]byte{byte(i + 1)}, size)
+			if n, err := pc.WriteTo(msg, dst); n != size || err != nil {
+				t.Fatalf("write %d: %d, %v", size, n, err)
+			}
+			n, from, err := pc.ReadFrom(buf)
+			if err != nil || from != dst || !bytes.Equal(buf[:n], msg) {
+				t.Fatalf("size %d: got %d from %v, %v", size, n, from, err)
+			}
+			pc.WriteTo(msg, dst)
+			b, from, err := pc.ReadBorrowed(DatagramBuffers)
+			if err != nil || from != dst || !bytes.Equal(b, msg) {
+				t.Fatalf("size %d, borrowed: got %d from %v, %v", size, len(b), from, err)
+			}
+			DatagramBuffers.Put(b)
+		}
+		if _, err := pc.WriteTo(make([]byte, most+1), dst); Classify(err) != TooBig {
+			t.Errorf("%d octets: %v", most+1, err)
+		}
+		pc.WriteTo([]byte("too long for four"), dst)
+		if n, _, err := pc.ReadFrom(buf[:4]); n != 4 || !errors.Is(err, io.ErrShortBuffer) {
+			t.Errorf("short buffer: %d, %v", n, err)
+		}
+	})
+}
+
+// A datagram comes in from a peer that was never written to.
+func TestUDPEndpointIndependent(t *testing.T) {
+	both(t, func(t *testing.T, lo netip.Addr) {
+		pc := listenUDP(t, new(Host), UDPNetwork(lo), netip.AddrPortFrom(lo, 0))
+		stranger := listenUDP(t, new(Host), UDPNetwork(lo), netip.AddrPortFrom(lo, 0))
+		if pc.LocalAddr().Addr() != lo {
+			t.Fatalf("bound to %v", pc.LocalAddr())
+		}
+		if _, err := stranger.WriteTo([]byte("hi"), pc.LocalAddr()); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 10)
+		n, from, err := pc.ReadFrom(buf)
+		if string(buf[:n]) != "hi" || from != stranger.LocalAddr() || err != nil {
+			t.Errorf("%q from %v, %v", buf[:n], from, err)
+		}
+	})
+}
+
+func TestUDPClose(t *testing.T) {
+	both(t, func(t *testing.T, lo netip.Addr) {
+		pc := listenUDP(t, new(Host), UDPNetwork(lo), netip.AddrPort{})
+		lent := &lentBuffers{}
+		res := make(chan error)
+		go func() {
+			_, _, err := pc.ReadBorrowed(lent)
+			res <- err
+		}()
+		lent.wait(t, 1)
+		if err := pc.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-res; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("blocked read: %v", err)
+		}
+		if _, _, err := pc.ReadFrom(nil); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("read: %v", err)
+		}
+		if _, err := pc.WriteTo(nil, netip.AddrPortFrom(lo, 9)); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("write: %v", err)
+		}
+		if err := pc.Close(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("close: %v", err)
+		}
+		if n := lent.out(); n != 0 {
+			t.Errorf("%d buffers not given back", n)
+		}
+	})
+}
+
+// lentBuffers counts what it lends.
+type lentBuffers struct {
+	mu        sync.Mutex
+	cond      *sync.Cond
+	got, back int
+}
+
+func (l *lentBuffers) Get() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.got++
+	l.signal()
+	return make([]byte, 2048)
+}
+
+func (l *lentBuffers) Put([]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.back++
+	l.signal()
+}
+
+func (l *lentBuffers) signal() {
+	if l.cond != nil {
+		l.cond.Broadcast()
+	}
+}
+
+func (l *lentBuffers) out() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.got - l.back
+}
