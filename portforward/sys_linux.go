@@ -1,0 +1,132 @@
+package portforward
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxUnixPath is sizeof sun_path without its NUL (unix(7)).
+const maxUnixPath = 107
+
+const privilegedWhere = "net.ipv4.ip_unprivileged_port_start"
+
+// unprivilegedPorts is the first port anybody may bind.
+func unprivilegedPorts() int {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+			return n
+		}
+	}
+	return 1024 // IPPORT_RESERVED, the default
+}
+
+func privilegedHow(port uint16) string {
+	return fmt.Sprintf("sysctl -w %s=%d, or setcap cap_net_bind_service=+ep on the program", privilegedWhere, port)
+}
+
+// ownerOnly gives a socket its mode before bind makes the file: at no moment
+// can anybody else connect.
+func ownerOnly(_, _ string, c syscall.RawConn) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+// portOwner names the program that has a port, as far as this user may know.
+func portOwner(proto Proto, at netip.AddrPort) string {
+	inodes := make(map[string]bool)
+	for _, table := range []string{string(proto), string(proto) + "6"} {
+		readTable("/proc/net/"+table, func(f []string) {
+			// sl local_address rem_address st … inode is the tenth
+			if len(f) < 10 || proto == TCP && f[3] != "0A" { // TCP_LISTEN
+				return
+			}
+			a, ok := procAddr(f[1])
+			if ok && a.Port() == at.Port() &&
+				(a.Addr() == at.Addr().WithZone("") || a.Addr().IsUnspecified() || at.Addr().IsUnspecified()) {
+				inodes[f[9]] = true
+			}
+		})
+	}
+	return socketOwner(inodes)
+}
+
+// pathOwner names the program that listens on a socket file.
+func pathOwner(path string) string {
+	inodes := make(map[string]bool)
+	readTable("/proc/net/unix", func(f []string) {
+		// Num RefCount Protocol Flags Type St Inode Path
+		if len(f) >= 8 && strings.Join(f[7:], " ") == path {
+			inodes[f[6]] = true
+		}
+	})
+	return socketOwner(inodes)
+}
+
+func readTable(name string, line func(fields []string)) {
+	f, err := os.Open(name)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		line(strings.Fields(s.Text()))
+	}
+}
+
+// procAddr reads 0100007F:08AE: words in host order, as the kernel printed
+// them with %08X.
+func procAddr(s string) (netip.AddrPort, bool) {
+	host, port, _ := strings.Cut(s, ":")
+	b, err := hex.DecodeString(host)
+	p, perr := strconv.ParseUint(port, 16, 16)
+	if err != nil || perr != nil || len(b)%4 != 0 {
+		return netip.AddrPort{}, false
+	}
+	for i := 0; i < len(b); i += 4 {
+		binary.NativeEndian.PutUint32(b[i:], binary.BigEndian.Uint32(b[i:]))
+	}
+	a, ok := netip.AddrFromSlice(b)
+	return netip.AddrPortFrom(a.Unmap(), uint16(p)), ok
+}
+
+// socketOwner finds which process holds a socket. It reads every process's
+// descriptors, which only an error message is worth.
+func socketOwner(inodes map[string]bool) string {
+	const unknown = "another program"
+	if len(inodes) == 0 {
+		return unknown
+	}
+	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, link := range links {
+		to, err := os.Readlink(link)
+		if err != nil {
+			continue
+		}
+		inode, ok := strings.CutPrefix(to, "socket:[")
+		if !ok || !inodes[strings.TrimSuffix(inode, "]")] {
+			continue
+		}
+		pid := strings.Split(link, "/")[2]
+		if pid == strconv.Itoa(os.Getpid()) {
+			return "this program itself"
+		}
+		comm, _ := os.ReadFile("/proc/" + pid + "/comm")
+		return fmt.Sprintf("%s (pid %s)", quote(string(bytes.TrimSpace(comm))), pid)
+	}
+	return unknown + " (another user's: root can see which, with ss -lnp)"
+}

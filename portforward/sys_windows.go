@@ -1,0 +1,24 @@
+package portforward
+
+import (
+	"errors"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/windows"
+)
+
+// maxUnixPath is UNIX_PATH_MAX (afunix.h) without its NUL.
+const maxUnixPath = 107
+
+func isRefused(err error) bool {
+	return errors.Is(err, windows.WSAECONNREFUSED) || errors.Is(err, syscall.ECONNREFUSED)
+}
+func isInUse(err error) bool         { return errors.Is(err, windows.WSAEADDRINUSE) }
+func isDenied(err error) bool        { return errors.Is(err, windows.WSAEACCES) }
+func isNoAddress(err error) bool     { return errors.Is(err, windows.WSAEADDRNOTAVAIL) }
+func isNoFamily(err error) bool      { return errors.Is(err, windows.WSAEAFNOSUPPORT) }
+func isNoDescriptors(err error) bool { return errors.Is(err, windows.WSAEMFILE) }
+
+// hasReset: no poll here. Such a conversation lasts until its guest moves.
+func hasReset(net.Conn) bool { return false }
