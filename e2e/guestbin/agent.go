@@ -1,0 +1,75 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/vmnetd/vmnetd/e2e/vm/channel"
+)
+
+// portName is the virtio-serial port's name on QEMU's command line (e2e/vm).
+const portName = "vmnetd.agent"
+
+// agent serves the command channel until the host goes away. Init then switches the machine off,
+// so that no guest outlives the test that started it.
+func agent(ctx context.Context, _ []string) error {
+	dev, err := port()
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(dev, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return channel.Serve(&connected{f: f})
+}
+
+// port finds the device of our port. It appears a moment after its driver.
+func port() (string, error) {
+	deadline := time.Now().Add(10 * time.Second) // a loaded host under emulation needs well under one
+	for {
+		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+		for _, n := range names {
+			b, err := os.ReadFile(n)
+			if err == nil && strings.TrimSpace(string(b)) == portName {
+				return "/dev/" + filepath.Base(filepath.Dir(n)), nil
+			}
+		}
+		if time.Now().After(deadline) {
+			return "", fmt.Errorf("no virtio-serial port named %s", portName)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// connected is the port, with the ends of file left out that the driver gives until the device
+// has told it that the host's side is open.
+type connected struct {
+	f    *os.File
+	seen bool
+}
+
+func (c *connected) Read(b []byte) (int, error) {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		n, err := c.f.Read(b)
+		if n > 0 {
+			c.seen = true
+		}
+		if c.seen || !errors.Is(err, io.EOF) || time.Now().After(deadline) {
+			return n, err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func (c *connected) Write(b []byte) (int, error) { return c.f.Write(b) }
