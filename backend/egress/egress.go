@@ -310,17 +310,14 @@ func CheckDestination(addr netip.Addr) error {
 	return fmt.Errorf("egress: %s is %s: %w", addr, why, ErrBadDestination)
 }
 
-// checkDst is CheckDestination for an address with a port of this network.
-func checkDst(network, proto string, dst netip.AddrPort) error {
+// checkDst is CheckDestination for an address with a port; want is the one
+// network of such an address.
+func checkDst(network, want string, dst netip.AddrPort) error {
 	if err := CheckDestination(dst.Addr()); err != nil {
 		return err
 	}
 	if dst.Port() == 0 { // reserved (RFC 6335); kernels read it as "choose one"
 		return fmt.Errorf("egress: %s has port 0: %w", dst, ErrBadDestination)
-	}
-	want := proto + "6"
-	if dst.Addr().Is4() {
-		want = proto + "4"
 	}
 	if network != want {
 		return fmt.Errorf("egress: network %q for %s: it takes %q", network, dst, want)

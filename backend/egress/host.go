@@ -83,7 +83,7 @@ var (
 
 // DialContext implements Egress. The connection is a *net.TCPConn.
 func (h *Host) DialContext(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
-	if err := checkDst(network, "tcp", dst); err != nil {
+	if err := checkDst(network, TCPNetwork(dst.Addr()), dst); err != nil {
 		return nil, err
 	}
 	// Not Dialer.DialTCP: its zero local address is bound all the same, and

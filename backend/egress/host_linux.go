@@ -30,7 +30,7 @@ func (h *Host) leaveBy(fd int, dst netip.Addr) error {
 
 // Connect implements Descriptors.
 func (h *Host) Connect(network string, dst netip.AddrPort) (fd int, err error) {
-	if err := checkDst(network, "tcp", dst); err != nil {
+	if err := checkDst(network, TCPNetwork(dst.Addr()), dst); err != nil {
 		return -1, err
 	}
 	family := unix.AF_INET6

@@ -70,7 +70,7 @@ func (c *packetConn) ReadBorrowed(bufs Buffers) ([]byte, netip.AddrPort, error) 
 }
 
 func (c *packetConn) WriteTo(b []byte, to netip.AddrPort) (int, error) {
-	if err := checkDst(c.network, "udp", to); err != nil {
+	if err := checkDst(c.network, UDPNetwork(to.Addr()), to); err != nil {
 		return 0, err
 	}
 	if err := tooLong(len(b), to); err != nil {

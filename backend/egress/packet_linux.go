@@ -58,7 +58,7 @@ func (c *packetConn) WriteTo(b []byte, to netip.AddrPort) (int, error) {
 	if c.v6 {
 		network = "udp6"
 	}
-	if err := checkDst(network, "udp", to); err != nil {
+	if err := checkDst(network, UDPNetwork(to.Addr()), to); err != nil {
 		return 0, err
 	}
 	if err := tooLong(len(b), to); err != nil {
