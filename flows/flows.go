@@ -151,7 +151,7 @@ func (c *Counter) Add(n int) {
 // Flow is one conversation. Its exported fields do not change after Open; its methods may be called by anybody.
 type Flow struct {
 	ID     uint64
-	Query         // who with whom
+	Query  // who with whom
 	Opened time.Time
 	Up     Counter // from the guest
 	Down   Counter // to the guest

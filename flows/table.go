@@ -101,11 +101,14 @@ func (allowAll) Judge(Query) Verdict { return Verdict{Allow: true} }
 // Limits returns the limits in force.
 func (t *Table) Limits() Limits { return t.limits }
 
+// Judge asks the policy about a further peer of a flow that is open.
+func (t *Table) Judge(q Query) Verdict { return (*t.policy.Load()).Judge(q) }
+
 // Open lets a conversation in, or says why not. If the table itself ends the flow, to make room or because its guest
 // went, it calls onEnd (if not nil) from another goroutine's stack, without locks; the owner then closes what it
 // holds. The flow is Dialing.
 func (t *Table) Open(q Query, onEnd func(Reason)) (*Flow, Verdict) {
-	v := (*t.policy.Load()).Judge(q)
+	v := t.Judge(q)
 	if !v.Allow {
 		t.Count(v.Reason)
 		return nil, v

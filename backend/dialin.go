@@ -1,0 +1,280 @@
+package backend
+
+// The host's way in: a port forward, or the program that embeds the network, opens a conversation with a guest. It
+// passes the same door as any other.
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/vmnetd/vmnetd/dhcp"
+	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/portforward"
+)
+
+const (
+	// findTime is how long a guest that has not been heard of is asked for, once every findAgain.
+	findTime  = 2 * time.Second
+	findAgain = 300 * time.Millisecond
+)
+
+// DialGuest opens a conversation with a guest's port; it implements portforward.Guest.
+func (n *Network) DialGuest(ctx context.Context, proto, guest string, dst uint16, from netip.AddrPort, rule string) (net.Conn, error) {
+	a, err := n.guestAddr(guest, from.Addr())
+	if err != nil {
+		return nil, err
+	}
+	return n.dial(ctx, proto, netip.AddrPortFrom(a, dst), from, rule)
+}
+
+// DialContext opens a conversation from the gateway to a guest: network is tcp or udp (or with the family, tcp4),
+// address is HOST:PORT where HOST is a guest's address, the name of its lease, or its MAC in brackets.
+func (n *Network) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+	}
+	num, err := net.DefaultResolver.LookupPort(ctx, network, port)
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+	}
+	proto := network
+	if len(proto) == 4 {
+		proto = proto[:3]
+	}
+	if proto != "tcp" && proto != "udp" {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
+	}
+	return n.DialGuest(ctx, proto, host, uint16(num), netip.AddrPort{}, "")
+}
+
+func (n *Network) dial(ctx context.Context, proto string, dst, from netip.AddrPort, rule string) (net.Conn, error) {
+	p, err := n.find(ctx, dst.Addr())
+	if err != nil {
+		return nil, err
+	}
+	src := n.seenAs(from, dst.Addr())
+	q := flows.Query{Guest: p.id, Proto: flows.TCP, Dir: flows.In, Src: src, Dst: dst, Rule: rule}
+	if proto == "udp" {
+		q.Proto = flows.UDP
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := &flowConn{}
+	f, v := n.admit(p, q, func(flows.Reason) { cancel(); c.end() })
+	if f == nil {
+		return nil, fmt.Errorf("conversation with %s: not admitted: %s", dst, v.Reason)
+	}
+	defer context.AfterFunc(p.ctx, cancel)()
+	var conn net.Conn
+	if proto == "udp" {
+		conn, err = p.dialUDP(src, dst)
+	} else {
+		conn, err = p.dialTCP(ctx, src, dst)
+	}
+	if err != nil {
+		f.End(flows.ReasonRefused)
+		return nil, err
+	}
+	f.SetState(flows.Open)
+	c.start(conn, f)
+	return c, nil
+}
+
+// guestAddr is the address of the guest that is named, of from's family where it has both.
+func (n *Network) guestAddr(guest string, from netip.Addr) (netip.Addr, error) {
+	if a, err := netip.ParseAddr(guest); err == nil {
+		if !n.cfg.Prefix4.Contains(a) && !n.cfg.Prefix6.Contains(a) {
+			if _, ok := n.seg.owner(a); !ok {
+				return a, fmt.Errorf("guest %s: %w: not an address of %s or %s", a, portforward.ErrNoGuest, n.cfg.Prefix4, n.cfg.Prefix6)
+			}
+		}
+		return a, nil
+	}
+	var addrs []netip.Addr
+	if guest == "" {
+		if _, ok := n.seg.owner(n.cfg.First4); ok && !from.Is6() {
+			return n.cfg.First4, nil
+		}
+		ports := n.seg.all()
+		for _, p := range ports {
+			a := p.info().Addrs
+			if len(ports) == 1 || containsAddr(a, n.cfg.First4) {
+				addrs = a
+			}
+		}
+		if len(addrs) == 0 && len(ports) == 1 {
+			return n.cfg.First4, nil // it has shown nothing yet: ask
+		}
+	} else if m, err := net.ParseMAC(guest); err == nil && len(m) == 6 {
+		for _, l := range n.dhcp.ByMAC(dhcp.MAC(m)) {
+			addrs = append(addrs, l.Addr)
+		}
+		addrs = append(addrs, n.seg.addrsOf(macOf(m))...)
+	} else {
+		for _, l := range n.dhcp.ByName(guest) {
+			addrs = append(addrs, l.Addr)
+			addrs = append(addrs, n.seg.addrsOf(mac(l.MAC))...)
+		}
+	}
+	var best netip.Addr
+	for _, a := range addrs {
+		if a.IsLinkLocalUnicast() {
+			continue
+		}
+		if !best.IsValid() || a.Is6() == from.Is6() && from.IsValid() || !from.IsValid() && a.Is4() && !best.Is4() {
+			best = a
+		}
+	}
+	if !best.IsValid() {
+		if guest == "" {
+			guest = n.cfg.First4.String()
+		}
+		return best, fmt.Errorf("guest %s: %w", guest, portforward.ErrNoGuest)
+	}
+	return best, nil
+}
+
+func containsAddr(list []netip.Addr, a netip.Addr) bool {
+	for _, b := range list {
+		if a == b {
+			return true
+		}
+	}
+	return false
+}
+
+// present says whether a rule's guest is here.
+func (n *Network) present(guest string) bool {
+	a, err := n.guestAddr(guest, netip.Addr{})
+	if err != nil {
+		return false
+	}
+	_, ok := n.seg.owner(a)
+	return ok
+}
+
+// find is the port that has an address; if none has shown it, all are asked.
+func (n *Network) find(ctx context.Context, a netip.Addr) (*port, error) {
+	if o, ok := n.seg.owner(a); ok {
+		return o.port, nil
+	}
+	if len(n.seg.all()) == 0 {
+		return nil, fmt.Errorf("guest %s: %w", a, portforward.ErrNoGuest)
+	}
+	seen, cancel := n.seg.await(a)
+	defer cancel()
+	end := time.NewTimer(findTime)
+	defer end.Stop()
+	again := time.NewTicker(findAgain)
+	defer again.Stop()
+	for {
+		n.askFor(a, nil)
+		select {
+		case <-seen:
+			if o, ok := n.seg.owner(a); ok {
+				return o.port, nil
+			}
+			return nil, fmt.Errorf("guest %s: %w", a, portforward.ErrNoGuest)
+		case <-again.C:
+		case <-end.C:
+			return nil, fmt.Errorf("guest %s: %w", a, portforward.ErrNoGuest)
+		case <-n.ctx.Done():
+			return nil, ErrClosed
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// seenAs is the source that the guest sees: the client's own where it is asked for and of the guest's family, else the
+// gateway's with a port of its own.
+func (n *Network) seenAs(from netip.AddrPort, dst netip.Addr) netip.AddrPort {
+	from = netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
+	a := from.Addr()
+	if from.IsValid() && a.Is4() == dst.Is4() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsUnspecified() &&
+		!n.cfg.Prefix4.Contains(a) && !n.cfg.Prefix6.Contains(a) {
+		return from
+	}
+	if dst.Is4() {
+		return netip.AddrPortFrom(n.cfg.Gateway4, 0)
+	}
+	return netip.AddrPortFrom(n.cfg.Gateway6, 0)
+}
+
+// flowConn is a conversation with a guest that is counted in its flow.
+type flowConn struct {
+	net.Conn
+	flow *flows.Flow
+
+	mu    sync.Mutex
+	ended bool // by the table
+}
+
+func (c *flowConn) start(conn net.Conn, f *flows.Flow) {
+	c.mu.Lock()
+	c.Conn, c.flow = conn, f
+	ended := c.ended
+	c.mu.Unlock()
+	if ended {
+		abort(conn)
+	}
+}
+
+// end is called by the flow table.
+func (c *flowConn) end() {
+	c.mu.Lock()
+	conn := c.Conn
+	c.ended = true
+	c.mu.Unlock()
+	if conn != nil {
+		abort(conn)
+	}
+}
+
+func (c *flowConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 || err == nil {
+		c.flow.Up.Add(n)
+		c.flow.Touch()
+	}
+	if err == io.EOF {
+		c.flow.SetState(flows.Closing)
+	}
+	return n, err
+}
+
+func (c *flowConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err == nil {
+		c.flow.Down.Add(n)
+		c.flow.Touch()
+	}
+	return n, err
+}
+
+// CloseWrite ends this half, where the conversation has halves.
+func (c *flowConn) CloseWrite() error {
+	c.flow.SetState(flows.Closing)
+	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return nil
+}
+
+// Abort ends the conversation with a reset.
+func (c *flowConn) Abort() error {
+	c.flow.End(flows.ReasonReset)
+	abort(c.Conn)
+	return nil
+}
+
+func (c *flowConn) Close() error {
+	c.flow.End(flows.ReasonClosed)
+	return c.Conn.Close()
+}

@@ -1,0 +1,48 @@
+// Package backend is the network that guests plug into: a switch, a gateway with DHCP, DNS and router advertisements,
+// and a gVisor stack a guest that ends its conversations on an egress.
+//
+//	n, err := backend.New(backend.Config{})
+//	if err != nil {
+//		return err
+//	}
+//	defer n.Close()
+//	l, err := net.Listen("unix", "/run/user/1000/vm.sock")
+//	if err != nil {
+//		return err
+//	}
+//	for {
+//		c, err := l.Accept()
+//		if err != nil {
+//			return err
+//		}
+//		go n.Serve(ctx, qemu.NewLink(c), "qemu")
+//	}
+//
+// # The way a frame goes
+//
+// Each station is a file, in this order:
+//
+//  1. backend/link: the wire. Batches of whole frames.
+//  2. port.go: one guest. Its reader, its writer, its bounded queue (queue.go).
+//  3. segment.go: the switch. Who has which MAC and address; frames between guests.
+//  4. gateway.go, ndp.go, services.go: what the gateway answers itself: ARP, neighbour discovery, DHCP.
+//     nic.go, split.go: the gateway's side of the wire as the stack sees it.
+//  5. stack.go: gVisor, every option with its reason.
+//  6. tcp.go, udp.go, icmp.go: where a guest's conversations end.
+//  7. admit.go: the one door, with the policy and the flow table behind it.
+//  8. relay.go: bytes both ways.
+//  9. backend/egress: host sockets, or somewhere else.
+//
+// The host's way in is the same path backwards: portforward accepts, dialin.go opens the flow and dials the guest.
+//
+// # What runs and who locks
+//
+// A port has a reader, a writer and a DHCP goroutine for as long as its wire lives; each conversation has its own
+// goroutines while it lasts, and ends with its port. A reader never waits for another guest: it pushes to queues,
+// which drop. Locks, none held while another is taken but as listed: flows.Table (its own), segment.mu, tcpSide.mu,
+// udpSide.mu, queue.mu.
+//
+// # What it does not do
+//
+// It opens no listening socket, parses no flags, and speaks no HTTP: see cmd/vmnetd and backend/control.
+package backend

@@ -1,0 +1,47 @@
+package backend
+
+import (
+	"net/netip"
+	"time"
+)
+
+// GuestInfo is a guest as people and the API see it.
+type GuestInfo struct {
+	ID        string            `json:"id"`             // "g1": stays while the wire does
+	Name      string            `json:"name,omitempty"` // host name of its lease
+	MAC       string            `json:"mac,omitempty"`  // of its first frame
+	Addrs     []netip.Addr      `json:"addresses"`      // seen in use or leased, IPv4 first
+	Link      string            `json:"link"`           // how it is attached: "qemu unix:/run/…"
+	Since     time.Time         `json:"since"`          //
+	Flows     int               `json:"flows"`          //
+	RxFrames  uint64            `json:"rx_frames"`      // from the guest
+	RxBytes   uint64            `json:"rx_bytes"`       //
+	TxFrames  uint64            `json:"tx_frames"`      // to the guest
+	TxBytes   uint64            `json:"tx_bytes"`       //
+	Queued    int               `json:"queued_bytes"`   // waiting for the guest to read
+	QueueSize int               `json:"queue_limit"`    //
+	Dropped   map[string]uint64 `json:"dropped"`        // by reason
+}
+
+// Status is a network at one moment.
+type Status struct {
+	Name       string            `json:"name"`
+	Prefix4    netip.Prefix      `json:"prefix4"`
+	Gateway4   netip.Addr        `json:"gateway4"`
+	DNS4       netip.Addr        `json:"dns4"`
+	Prefix6    netip.Prefix      `json:"prefix6"`
+	Gateway6   netip.Addr        `json:"gateway6"`
+	DNS6       netip.Addr        `json:"dns6"`
+	MTU        int               `json:"mtu"`
+	GatewayMAC string            `json:"gateway_mac"`
+	Since      time.Time         `json:"since"`
+	Guests     int               `json:"guests"`
+	Flows      int               `json:"flows"`
+	FlowsTotal uint64            `json:"flows_total"`
+	Refused    map[string]uint64 `json:"reasons"` // how flows ended and frames were dropped, by reason
+	Router6    bool              `json:"ipv6_router"`
+	Ping4      string            `json:"ping4"` // "ok", or why this host lets nobody ping
+	Ping6      string            `json:"ping6"`
+	Resolvers  []string          `json:"resolvers"`
+	Warnings   []string          `json:"warnings,omitempty"`
+}

@@ -1,0 +1,350 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vmnetd/vmnetd/backend/egress"
+	"github.com/vmnetd/vmnetd/backend/link"
+	"github.com/vmnetd/vmnetd/dhcp"
+	"github.com/vmnetd/vmnetd/dns"
+	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/portforward"
+)
+
+// Network is a virtual network. Its methods may be called by anybody.
+type Network struct {
+	cfg        Config
+	log        *slog.Logger
+	since      time.Time
+	gatewayMAC mac
+	linkLocal  netip.Addr // the gateway's
+
+	flows    *flows.Table
+	dhcp     *dhcp.Server
+	dns      *dns.Server
+	forwards *portforward.Table
+	seg      segment
+
+	router6   atomic.Bool
+	nextGuest atomic.Uint64
+	nextIPID  atomic.Uint32
+	pingSaid  [2]sync.Once // by family
+	warned    warnings
+
+	ctx  context.Context // ends with Close
+	stop context.CancelFunc
+	wg   sync.WaitGroup // the network's own goroutines and its ports
+
+	mu     sync.Mutex
+	closed bool
+}
+
+// ErrClosed is what calls get after Close.
+var ErrClosed = errors.New("network is closed")
+
+// New makes a network. It serves nobody until Serve.
+func New(c Config) (*Network, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	n := &Network{cfg: c, log: c.Logger.With("network", c.Name), since: time.Now(), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
+	n.seg.init(n.shown)
+	n.warned.init()
+	policy := c.Policy
+	if policy == nil {
+		policy = &flows.Default{
+			Gateways:       []netip.Addr{c.Gateway4, c.Gateway6, n.linkLocal},
+			Local:          []netip.Prefix{c.Prefix4, c.Prefix6},
+			NoHostLoopback: c.NoHostLoopback, OpenLinkLocal: c.OpenLinkLocal,
+		}
+	}
+	n.flows = flows.NewTable(c.Limits, policy)
+	if err := n.startServices(); err != nil {
+		return nil, err
+	}
+	n.forwards = portforward.New(portforward.Config{Guest: n, Logger: n.log, Present: n.present})
+	n.ctx, n.stop = context.WithCancel(context.Background())
+	n.router6.Store(n.hasRoute6())
+	n.goes(n.advertise)
+	n.goes(n.tend)
+	return n, nil
+}
+
+func (n *Network) goes(f func()) {
+	n.wg.Add(1)
+	go func() { defer n.wg.Done(); f() }()
+}
+
+// tend does what is due from time to time: idle UDP, leases that ran out, the state file.
+func (n *Network) tend() {
+	t := time.NewTicker(udpSweep)
+	defer t.Stop()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-t.C:
+		}
+		for _, p := range n.seg.all() {
+			p.udp.sweep()
+		}
+		n.dhcp.Sweep()
+		n.save()
+	}
+}
+
+func (n *Network) stateFile() string {
+	return filepath.Join(n.cfg.StateDir, "leases-"+n.cfg.Name+".json")
+}
+
+func (n *Network) save() {
+	if n.cfg.StateDir == "" {
+		return
+	}
+	if err := n.dhcp.Save(n.stateFile()); err != nil {
+		n.complain("leases are not saved", err)
+	}
+}
+
+// Serve plugs a guest in and carries its frames until its wire ends, ctx does, or the network is closed. A wire that
+// ends is not an error. name says how the guest is attached, for people. Serve closes l.
+func (n *Network) Serve(ctx context.Context, l link.Link, name string) error {
+	if n.cfg.Capture != nil {
+		l = n.cfg.Capture(l)
+	}
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		l.Close()
+		return ErrClosed
+	}
+	n.wg.Add(1)
+	n.mu.Unlock()
+	defer n.wg.Done()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.ctx, cancel)()
+	p, err := n.newPort(ctx, l, name)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	n.seg.add(p)
+	p.log.Info("guest plugged in", "link", name)
+	err = p.run()
+	n.dhcp.Detach(p.id)
+	p.log.Info("guest gone", "link", name, "error", err)
+	return err
+}
+
+// Shutdown closes the network, but lets conversations go on until they have ended or ctx has.
+func (n *Network) Shutdown(ctx context.Context) error {
+	n.forwards.Shutdown(ctx)
+	for n.busy() && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Millisecond): // short beside the second that people wait at most
+		}
+	}
+	return n.Close()
+}
+
+// busy says whether a conversation is going on that has a natural end.
+func (n *Network) busy() bool {
+	return slices.ContainsFunc(n.flows.List(), func(f flows.Snapshot) bool { return f.Proto == flows.TCP })
+}
+
+// Close ends all conversations and wires and waits until everything has stopped.
+func (n *Network) Close() error {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		n.wg.Wait()
+		return nil
+	}
+	n.closed = true
+	n.mu.Unlock()
+	n.forwards.Close()
+	n.flows.EndAll(flows.ReasonShutdown)
+	n.stop()
+	n.wg.Wait()
+	n.dns.Close()
+	if n.cfg.StateDir != "" {
+		return n.dhcp.Save(n.stateFile())
+	}
+	return nil
+}
+
+// Config returns the configuration in force, with its defaults.
+func (n *Network) Config() Config { return n.cfg }
+
+// Flows is the table of conversations.
+func (n *Network) Flows() *flows.Table { return n.flows }
+
+// Forwards is the table of port forwards.
+func (n *Network) Forwards() *portforward.Table { return n.forwards }
+
+// DNS is the resolver that guests ask.
+func (n *Network) DNS() *dns.Server { return n.dns }
+
+// Leases returns the addresses that DHCP has leased.
+func (n *Network) Leases() []dhcp.Lease { return n.dhcp.Leases() }
+
+// ReleaseLease takes an address back.
+func (n *Network) ReleaseLease(a netip.Addr) error { return n.dhcp.Release(a) }
+
+// Guests returns who is plugged in, oldest first.
+func (n *Network) Guests() []GuestInfo {
+	count := map[string]int{}
+	for _, f := range n.flows.List() {
+		count[f.Guest]++
+	}
+	list := []GuestInfo{}
+	for _, p := range n.seg.all() {
+		g := p.info()
+		g.Flows = count[p.id]
+		list = append(list, g)
+	}
+	return list
+}
+
+func (p *port) info() GuestInfo {
+	g := GuestInfo{
+		ID: p.id, Link: p.name, Since: p.since, Addrs: []netip.Addr{},
+		RxFrames: p.rxFrames.Load(), RxBytes: p.rxBytes.Load(), TxFrames: p.txFrames.Load(), TxBytes: p.txBytes.Load(),
+		Queued: int(p.queue.bytes.Load()), QueueSize: queueLimit, Dropped: p.dropped(),
+	}
+	macs, addrs := p.net.seg.shownBy(p)
+	if len(macs) > 0 {
+		g.MAC = macs[0].String()
+	}
+	for _, l := range p.net.dhcp.ByGuest(p.id) {
+		if g.Name == "" {
+			g.Name = l.Name
+		}
+		addrs = append(addrs, l.Addr)
+	}
+	slices.SortFunc(addrs, func(a, b netip.Addr) int {
+		if ll := boolInt(a.IsLinkLocalUnicast()) - boolInt(b.IsLinkLocalUnicast()); ll != 0 {
+			return ll
+		}
+		return a.Compare(b)
+	})
+	g.Addrs = append(g.Addrs, slices.Compact(addrs)...)
+	return g
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// Kick ends a guest's wire. The VMM may come back.
+func (n *Network) Kick(id string) error {
+	for _, p := range n.seg.all() {
+		if p.id == id {
+			p.stop()
+			return nil
+		}
+	}
+	return fmt.Errorf("guest %q is not plugged in", id)
+}
+
+// Status returns the network at this moment.
+func (n *Network) Status() Status {
+	c := &n.cfg
+	s := Status{
+		Name: c.Name, Prefix4: c.Prefix4, Gateway4: c.Gateway4, DNS4: c.DNS4,
+		Prefix6: c.Prefix6, Gateway6: c.Gateway6, DNS6: c.DNS6, MTU: c.MTU, GatewayMAC: c.GatewayMAC.String(),
+		Since: n.since, Guests: len(n.seg.all()), Flows: n.flows.Len(), FlowsTotal: n.flows.Opened(),
+		Refused: n.flows.Counts(), Router6: n.router6.Load(), Ping4: "ok", Ping6: "ok", Resolvers: []string{},
+		Warnings: n.warned.list(),
+	}
+	if p, ok := c.Egress.(egress.Pinger); ok {
+		e4, e6 := p.PingAllowed()
+		if e4 != nil {
+			s.Ping4 = e4.Error()
+		}
+		if e6 != nil {
+			s.Ping6 = e6.Error()
+		}
+	}
+	d := n.dns.Status()
+	for _, r := range d.Resolvers {
+		s.Resolvers = append(s.Resolvers, r.String())
+	}
+	if d.Problem != "" {
+		s.Warnings = append(s.Warnings, "dns: "+d.Problem)
+	}
+	return s
+}
+
+// warnings keeps the last message of each kind, and logs each kind once a minute at most.
+type warnings struct {
+	mu   sync.Mutex
+	last map[string]warning
+}
+
+type warning struct {
+	text   string
+	at     time.Time
+	logged time.Time
+}
+
+// warnKept is how long a warning stays in the status after it was last met.
+const warnKept = 10 * time.Minute
+
+func (w *warnings) init() { w.last = make(map[string]warning) }
+
+// note remembers a warning and says whether it is to be logged now.
+func (w *warnings) note(kind, text string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	old := w.last[kind]
+	now := time.Now()
+	log := now.Sub(old.logged) > time.Minute
+	if log {
+		old.logged = now
+	}
+	w.last[kind] = warning{text, now, old.logged}
+	return log
+}
+
+func (w *warnings) list() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var list []string
+	for kind, x := range w.last {
+		if time.Since(x.at) > warnKept {
+			continue
+		}
+		list = append(list, kind+": "+x.text)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// complain tells people of something that this host lacks or that fails. Guests may cause it as often as they like.
+func (n *Network) complain(what string, err error) {
+	if n.warned.note(what, err.Error()) {
+		n.log.Warn(what, "error", err)
+	}
+}
+
+// noPing says once that this host lets nobody ping.
+func (n *Network) noPing(v6 bool, err error) {
+	n.pingSaid[boolInt(v6)].Do(func() { n.log.Warn("guests' pings go unanswered", "error", err) })
+}

@@ -1,0 +1,110 @@
+package backend
+
+// Station 4, the NIC: the gateway's side of a guest's wire, a gVisor LinkEndpoint. Packets from the stack go to the
+// port's queue as they are, up to 64 KiB; the port's writer has them cut to the MTU (split.go). Runs on whatever
+// goroutine the stack sends from; the queue has the lock.
+
+import (
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/vmnetd/vmnetd/backend/link"
+)
+
+type nic struct {
+	port *port
+	mtu  uint32
+
+	mu         sync.RWMutex
+	dispatcher stack.NetworkDispatcher
+}
+
+var _ stack.GSOEndpoint = (*nic)(nil)
+var _ stack.LinkEndpoint = (*nic)(nil)
+
+func (n *nic) MTU() uint32                             { return n.mtu }
+func (n *nic) SetMTU(mtu uint32)                       { n.mtu = mtu }
+func (n *nic) MaxHeaderLength() uint16                 { return 0 } // the writer makes the Ethernet header in its own memory
+func (n *nic) LinkAddress() tcpip.LinkAddress          { return tcpip.LinkAddress(n.port.net.cfg.GatewayMAC) }
+func (n *nic) SetLinkAddress(tcpip.LinkAddress)        {}
+func (n *nic) Wait()                                   {}
+func (n *nic) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareEther }
+func (n *nic) AddHeader(*stack.PacketBuffer)           {}
+func (n *nic) ParseHeader(*stack.PacketBuffer) bool    { return true }
+func (n *nic) Close()                                  {}
+func (n *nic) SetOnCloseAction(func())                 {}
+func (n *nic) GSOMaxSize() uint32                      { return 65535 } // more than IPv4's total length holds is refused by its header check
+func (n *nic) SupportedGSO() stack.SupportedGSO        { return stack.HostGSOSupported }
+func (n *nic) Capabilities() stack.LinkEndpointCapabilities {
+	// Both checksums are ours: split.go makes them. A guest's are not verified, since a local socket does not
+	// corrupt and libkrun's guests send partial ones.
+	return stack.CapabilityTXChecksumOffload | stack.CapabilityRXChecksumOffload
+}
+
+func (n *nic) Attach(d stack.NetworkDispatcher) {
+	n.mu.Lock()
+	n.dispatcher = d
+	n.mu.Unlock()
+}
+
+func (n *nic) IsAttached() bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.dispatcher != nil
+}
+
+// WritePackets implements stack.LinkWriter.
+func (n *nic) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	all := pkts.AsSlice()
+	for _, p := range all {
+		p.IncRef()
+		n.port.queue.push(item{pkt: p, size: p.Size()})
+	}
+	return len(all), nil
+}
+
+// copyBelow is up to which size a frame is copied out of the memory it was read into. A small packet must not keep a
+// chunk of 64 KiB alive, and up to about a page a copy costs no more than the reference counting it saves.
+const copyBelow = 2048
+
+// deliver hands the packet at s, behind the Ethernet header, to the stack.
+func (n *nic) deliver(proto tcpip.NetworkProtocolNumber, b *link.Batch, s link.Span) {
+	n.mu.RLock()
+	d := n.dispatcher
+	n.mu.RUnlock()
+	if d == nil {
+		return
+	}
+	var payload buffer.Buffer
+	if s.Len() <= copyBelow {
+		v := buffer.NewView(s.Len())
+		b.Pieces(s, func(_ *link.Chunk, _ int, part []byte) { v.Write(part) })
+		payload = buffer.MakeWithView(v)
+	} else {
+		b.Pieces(s, func(c *link.Chunk, off int, part []byte) {
+			v := c.Ref.(*buffer.View).Clone()
+			c.Kept = true
+			v.TrimFront(off)
+			v.CapLength(len(part))
+			payload.Append(v)
+		})
+	}
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: payload})
+	d.DeliverNetworkPacket(proto, pkt)
+	pkt.DecRef()
+}
+
+// newBatch returns a Batch whose memory gVisor's buffers can share.
+func newBatch() *link.Batch {
+	return &link.Batch{
+		Alloc: func() link.Chunk {
+			v := buffer.NewViewSize(link.ChunkSize)
+			return link.Chunk{Mem: v.AsSlice(), Ref: v}
+		},
+		Free: func(c link.Chunk) { c.Ref.(*buffer.View).Release() },
+	}
+}

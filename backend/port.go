@@ -1,0 +1,262 @@
+package backend
+
+// Station 2, the port: one guest. Its reader goroutine takes frames off the wire and carries each as far as it goes
+// without waiting: to the gateway's services, into the guest's stack, or to other ports' queues. Its writer goroutine
+// alone writes to the wire and may wait there. Addresses and MACs that the port has shown are the segment's
+// (segment.go), under its lock; the counters are atomics.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/vmnetd/vmnetd/backend/link"
+	"github.com/vmnetd/vmnetd/flows"
+)
+
+type mac [6]byte
+
+func (m mac) String() string    { return net.HardwareAddr(m[:]).String() }
+func (m mac) isMulticast() bool { return m[0]&1 != 0 }
+func macOf(b []byte) (m mac)    { copy(m[:], b); return m }
+
+type port struct {
+	net   *Network
+	id    string
+	name  string // how it is attached
+	link  link.Link
+	log   *slog.Logger
+	since time.Time
+	queue *queue
+	nic   *nic
+	stack *stack.Stack
+	ctx   context.Context // ends with the port
+	stop  context.CancelFunc
+
+	tcp  tcpSide
+	udp  udpSide
+	dhcp chan dhcpRequest
+
+	rxFrames, rxBytes, txFrames, txBytes atomic.Uint64
+	drops                                [flows.NumReasons]atomic.Uint64
+
+	// Of the reader only: what it saw last, so that a stream asks the segment for nothing.
+	batch      *link.Batch
+	scratch    [headLen]byte
+	lastMAC    mac
+	lastOwn    bool // lastMAC is this port's
+	warned     bool
+	lastSrc    [2]netip.Addr // by family
+	lastSrcMAC [2]mac
+	flooded    bucket
+
+	// Of the writer only.
+	split   splitter
+	lastDst netip.Addr
+	lastTo  mac
+	lastGen uint64
+
+	wg sync.WaitGroup // everything that the port started
+}
+
+// headLen is how much of a frame is looked at in one piece: Ethernet, the longest IPv4 header, and TCP's.
+const headLen = ethLen + 60 + 20
+
+func (n *Network) newPort(ctx context.Context, l link.Link, name string) (*port, error) {
+	p := &port{net: n, name: name, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue)}
+	p.id = fmt.Sprintf("g%d", n.nextGuest.Add(1))
+	p.log = n.log.With("guest", p.id)
+	p.queue = newQueue(func() { p.drop(flows.ReasonQueueFull) })
+	p.nic = &nic{port: p, mtu: uint32(n.cfg.MTU)}
+	p.flooded = newBucket(floodRate, floodBurst)
+	s, err := newStack(p.nic, &n.cfg)
+	if err != nil {
+		return nil, err
+	}
+	p.stack = s
+	p.ctx, p.stop = context.WithCancel(ctx)
+	p.tcp.init(p)
+	p.udp.init(p)
+	s.SetTransportProtocolHandler(header.ICMPv4ProtocolNumber, p.icmpFromGuest)
+	s.SetTransportProtocolHandler(header.ICMPv6ProtocolNumber, p.icmpFromGuest)
+	return p, nil
+}
+
+// run carries frames until the wire ends, then ends all that the guest had.
+func (p *port) run() error {
+	p.goes("writer", p.write)
+	p.goes("dhcp", p.serveDHCP)
+	stop := context.AfterFunc(p.ctx, func() { p.link.Close() })
+	err := p.read()
+	stop()
+	p.stop()
+	p.link.Close()
+	p.queue.close()
+	p.net.seg.remove(p)
+	p.net.flows.EndGuest(p.id, flows.ReasonGuestGone)
+	p.udp.close()
+	p.stack.Close()
+	p.wg.Wait()
+	p.stack.Wait()
+	p.batch.Release()
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
+		return nil
+	}
+	return err
+}
+
+// goes starts a goroutine of the port's. A panic in it ends this guest and nobody else.
+func (p *port) goes(what string, f func()) {
+	p.wg.Add(1)
+	go func() {
+		defer p.wg.Done()
+		defer p.guard(what)
+		f()
+	}()
+}
+
+func (p *port) guard(what string) {
+	if r := recover(); r != nil {
+		p.log.Error("guest ended: a bug was met", "in", what, "panic", r, "stack", string(debug.Stack()))
+		p.stop()
+	}
+}
+
+func (p *port) read() (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			p.log.Error("guest ended: a bug was met", "in", "reader", "panic", r, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
+	for {
+		p.batch.Next()
+		err := p.link.ReadFrames(p.batch)
+		if err != nil {
+			return err
+		}
+		for ; p.batch.Malformed > 0; p.batch.Malformed-- {
+			p.drop(flows.ReasonMalformed)
+		}
+		for _, s := range p.batch.Frames {
+			p.rxFrames.Add(1)
+			p.rxBytes.Add(uint64(s.Len()))
+			p.fromGuest(s)
+		}
+	}
+}
+
+// mostAtOnce is how many bytes the writer cuts to frames before it writes: a socket buffer's worth, so that what
+// comes meanwhile is not stuck behind a longer list.
+const mostAtOnce = 1 << 20
+
+func (p *port) write() {
+	var items []item
+	for {
+		items = p.queue.take(items)
+		if items == nil {
+			return
+		}
+		for rest := items; len(rest) > 0; {
+			p.split.reset()
+			n, size := 0, 0
+			for n < len(rest) && size < mostAtOnce {
+				size += rest[n].size
+				p.frames(rest[n])
+				n++
+			}
+			for i := range p.split.frames {
+				p.txBytes.Add(uint64(p.split.frames[i].Len()))
+			}
+			p.txFrames.Add(uint64(len(p.split.frames)))
+			_, err := p.link.WriteFrames(p.split.frames)
+			p.queue.done(rest[:n])
+			rest = rest[n:]
+			if err != nil {
+				p.queue.done(rest)
+				p.stop() // the reader's end says why
+				return
+			}
+		}
+	}
+}
+
+func (p *port) frames(i item) {
+	if i.pkt == nil {
+		p.split.frames = append(p.split.frames, i.raw)
+		return
+	}
+	to := p.macFor(dstOf(i.pkt))
+	p.split.add(i.pkt, to[:], p.net.cfg.GatewayMAC)
+}
+
+func dstOf(pkt *stack.PacketBuffer) netip.Addr {
+	h := pkt.NetworkHeader().Slice()
+	if pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber {
+		return netip.AddrFrom16([16]byte(h[24:40]))
+	}
+	return netip.AddrFrom4([4]byte(h[16:20]))
+}
+
+// macFor is where on this wire a packet for dst goes.
+func (p *port) macFor(dst netip.Addr) mac {
+	if gen := p.net.seg.gen.Load(); gen != p.lastGen || dst != p.lastDst {
+		p.lastTo, p.lastDst, p.lastGen = p.net.seg.macFor(p, dst), dst, gen
+	}
+	return p.lastTo
+}
+
+// sendFrame queues an Ethernet frame, headroom included, that the port takes over.
+func (p *port) sendFrame(head []byte) {
+	p.queue.push(item{raw: link.Frame{Head: head}, size: len(head)})
+}
+
+// drop counts what was dropped, here and in the network.
+func (p *port) drop(r flows.Reason) {
+	p.drops[r].Add(1)
+	p.net.flows.Count(r)
+}
+
+func (p *port) dropped() map[string]uint64 {
+	m := map[string]uint64{}
+	for r := range p.drops {
+		if n := p.drops[r].Load(); n > 0 {
+			m[flows.Reason(r).String()] = n
+		}
+	}
+	return m
+}
+
+// bucket is a token bucket for one goroutine.
+type bucket struct {
+	rate, burst, tokens float64
+	last                time.Time
+}
+
+func newBucket(rate, burst float64) bucket {
+	return bucket{rate: rate, burst: burst, tokens: burst, last: time.Now()}
+}
+
+func (b *bucket) allow() bool {
+	if b.tokens < 1 {
+		now := time.Now()
+		b.tokens = min(b.burst, b.tokens+b.rate*now.Sub(b.last).Seconds())
+		b.last = now
+		if b.tokens < 1 {
+			return false
+		}
+	}
+	b.tokens--
+	return true
+}

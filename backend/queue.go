@@ -1,0 +1,107 @@
+package backend
+
+// What waits for a guest to read. One queue a guest, bounded in bytes: a guest that does not read fills its own and
+// nobody else's, and what does not fit is dropped whole and counted.
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/vmnetd/vmnetd/backend/link"
+)
+
+// queueLimit is how many bytes may wait for one guest. One conversation's send buffer (tcpBuffer) fits twice, so that
+// a single stream never loses a segment here; with many streams their loss tells them to share.
+const queueLimit = 2 * tcpBuffer
+
+// itemCost is counted for each item besides its bytes, so that a queue of tiny frames is bounded as well: about what
+// a packet buffer and its views take.
+const itemCost = 512
+
+type item struct {
+	pkt  *stack.PacketBuffer // from the stack, to be split; or
+	raw  link.Frame          // ready
+	size int
+}
+
+func (i item) release() {
+	if i.pkt != nil {
+		i.pkt.DecRef()
+	}
+}
+
+type queue struct {
+	dropped func() // counts one
+
+	bytes atomic.Int64 // waiting or being written
+
+	mu     sync.Mutex
+	wake   sync.Cond // on mu
+	items  []item
+	closed bool
+}
+
+func newQueue(dropped func()) *queue {
+	q := &queue{dropped: dropped}
+	q.wake.L = &q.mu
+	return q
+}
+
+// push takes i over. It never waits.
+func (q *queue) push(i item) {
+	i.size += itemCost
+	q.mu.Lock()
+	if q.closed || q.bytes.Load()+int64(i.size) > queueLimit {
+		closed := q.closed
+		q.mu.Unlock()
+		i.release()
+		if !closed {
+			q.dropped()
+		}
+		return
+	}
+	q.bytes.Add(int64(i.size))
+	q.items = append(q.items, i)
+	if len(q.items) == 1 {
+		q.wake.Signal()
+	}
+	q.mu.Unlock()
+}
+
+// take waits for items and swaps them for spare, an empty slice to fill next. It returns nil once closed.
+func (q *queue) take(spare []item) []item {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.items) == 0 && !q.closed {
+		q.wake.Wait()
+	}
+	if q.closed {
+		return nil
+	}
+	out := q.items
+	q.items = spare[:0]
+	return out
+}
+
+// done says that items have left.
+func (q *queue) done(items []item) {
+	n := 0
+	for i := range items {
+		n += items[i].size
+		items[i].release()
+		items[i] = item{}
+	}
+	q.bytes.Add(int64(-n))
+}
+
+// close drops what waits and whatever comes.
+func (q *queue) close() {
+	q.mu.Lock()
+	items := q.items
+	q.items, q.closed = nil, true
+	q.wake.Broadcast()
+	q.mu.Unlock()
+	q.done(items)
+}

@@ -1,0 +1,283 @@
+package backend
+
+// Station 3, the segment: the switch between the ports. It learns which MAC and which address lives on which port,
+// carries frames between guests and never waits for one: another port's queue takes a frame or drops it.
+//
+// All of it is under seg.mu. A MAC or address belongs to the port that showed it first, until that port goes; a port
+// keeps at most perPort of each, so spoofed ones fill their own port's share and evict nobody else's.
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vmnetd/vmnetd/backend/link"
+	"github.com/vmnetd/vmnetd/flows"
+)
+
+// perPort is how many MACs and how many addresses one port may show: a guest with containers or nested guests on a
+// bridge of its own has dozens. Beyond it the oldest of the same port is forgotten.
+const perPort = 256
+
+// floodRate and floodBurst bound the frames a second that one guest can have copied to all others. 1000 is a hundred
+// times what a busy LAN's ARP, NDP and mDNS come to.
+const (
+	floodRate  = 1000
+	floodBurst = 2000
+)
+
+type segment struct {
+	gen atomic.Uint64 // changes with neighbours, so that ports may remember an answer
+
+	mu    sync.RWMutex
+	ports []*port
+	macs  map[mac]*port
+	neigh map[netip.Addr]neighbour
+	seen  map[*port]*shown
+
+	waiters map[netip.Addr][]chan struct{} // who waits for an address to be shown
+	onShown func(netip.Addr, mac)          // told of each address shown anew, under no lock
+}
+
+type neighbour struct {
+	port *port
+	mac  mac
+}
+
+// shown is what a port has shown, oldest first.
+type shown struct {
+	macs  []mac
+	addrs []netip.Addr
+}
+
+func (s *segment) init(onShown func(netip.Addr, mac)) {
+	s.onShown = onShown
+	s.macs = make(map[mac]*port)
+	s.neigh = make(map[netip.Addr]neighbour)
+	s.seen = make(map[*port]*shown)
+	s.waiters = make(map[netip.Addr][]chan struct{})
+}
+
+func (s *segment) add(p *port) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ports = append(s.ports, p)
+	s.seen[p] = &shown{}
+}
+
+func (s *segment) remove(p *port) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ports = slices.DeleteFunc(s.ports, func(q *port) bool { return q == p })
+	if v := s.seen[p]; v != nil {
+		for _, m := range v.macs {
+			delete(s.macs, m)
+		}
+		for _, a := range v.addrs {
+			delete(s.neigh, a)
+		}
+	}
+	delete(s.seen, p)
+	s.gen.Add(1)
+}
+
+// learnMAC says that m sends on p, and whether it may: not if it lives on another port.
+func (s *segment) learnMAC(p *port, m mac) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.seen[p]
+	if v == nil {
+		return false
+	}
+	switch owner := s.macs[m]; owner {
+	case p:
+		return true
+	case nil:
+	default:
+		return false
+	}
+	if len(v.macs) >= perPort {
+		// The first is the guest's own and stays: the others are what lives behind it.
+		delete(s.macs, v.macs[1])
+		v.macs = slices.Delete(v.macs, 1, 2)
+		p.drop(flows.ReasonMACLimit)
+	}
+	s.macs[m] = p
+	v.macs = append(v.macs, m)
+	s.gen.Add(1)
+	return true
+}
+
+// learnAddr says that a is at m on p, and whether it may be: not if another port has it.
+func (s *segment) learnAddr(p *port, a netip.Addr, m mac) bool {
+	s.mu.RLock()
+	n, ok := s.neigh[a]
+	s.mu.RUnlock()
+	if ok && n == (neighbour{p, m}) {
+		return true
+	}
+	if !s.noteAddr(p, a, m) {
+		return false
+	}
+	s.onShown(a, m)
+	return true
+}
+
+func (s *segment) noteAddr(p *port, a netip.Addr, m mac) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.seen[p]
+	if v == nil {
+		return false
+	}
+	n, ok := s.neigh[a]
+	if ok && n.port != p {
+		return false
+	}
+	if !ok {
+		if len(v.addrs) >= perPort {
+			delete(s.neigh, v.addrs[0])
+			v.addrs = slices.Delete(v.addrs, 0, 1)
+		}
+		v.addrs = append(v.addrs, a)
+	}
+	s.neigh[a] = neighbour{p, m}
+	s.gen.Add(1)
+	for _, w := range s.waiters[a] {
+		close(w)
+	}
+	delete(s.waiters, a)
+	return true
+}
+
+// forget takes an address from whom showed it: its lease was released.
+func (s *segment) forget(a netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, ok := s.neigh[a]; ok {
+		v := s.seen[n.port]
+		v.addrs = slices.DeleteFunc(v.addrs, func(b netip.Addr) bool { return a == b })
+		delete(s.neigh, a)
+		s.gen.Add(1)
+	}
+}
+
+// macFor is the MAC of a on p's wire: as shown, else the guest's own.
+func (s *segment) macFor(p *port, a netip.Addr) mac {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if n, ok := s.neigh[a]; ok && n.port == p {
+		return n.mac
+	}
+	if v := s.seen[p]; v != nil && len(v.macs) > 0 {
+		return v.macs[0]
+	}
+	return mac{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} // nothing was heard of it yet
+}
+
+// owner is who has a.
+func (s *segment) owner(a netip.Addr) (neighbour, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n, ok := s.neigh[a]
+	return n, ok
+}
+
+// await returns a channel that is closed when a is shown, and a function that stops the waiting.
+func (s *segment) await(a netip.Addr) (<-chan struct{}, func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := make(chan struct{})
+	if _, ok := s.neigh[a]; ok {
+		close(w)
+		return w, func() {}
+	}
+	s.waiters[a] = append(s.waiters[a], w)
+	return w, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		rest := slices.DeleteFunc(s.waiters[a], func(x chan struct{}) bool { return x == w })
+		if len(rest) == 0 {
+			delete(s.waiters, a)
+		} else {
+			s.waiters[a] = rest
+		}
+	}
+}
+
+// shownBy returns the MACs and addresses of p, oldest first.
+func (s *segment) shownBy(p *port) ([]mac, []netip.Addr) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	v := s.seen[p]
+	if v == nil {
+		return nil, nil
+	}
+	return slices.Clone(v.macs), slices.Clone(v.addrs)
+}
+
+// addrsOf returns the addresses that a MAC has shown.
+func (s *segment) addrsOf(m mac) []netip.Addr {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var list []netip.Addr
+	if v := s.seen[s.macs[m]]; v != nil {
+		for _, a := range v.addrs {
+			if s.neigh[a].mac == m {
+				list = append(list, a)
+			}
+		}
+	}
+	return list
+}
+
+func (s *segment) all() []*port {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Clone(s.ports)
+}
+
+// forward carries a frame from p to the port that has its destination, or to all others if nobody has.
+func (s *segment) forward(p *port, b *link.Batch, f link.Span, dst mac) {
+	s.mu.RLock()
+	to := s.macs[dst]
+	alone := len(s.ports) < 2
+	s.mu.RUnlock()
+	switch {
+	case to == p || alone:
+	case to != nil:
+		to.queue.push(copied(b, f))
+	default:
+		s.flood(p, b, f)
+	}
+}
+
+// flood carries a frame from p to all other ports, at a bounded rate.
+func (s *segment) flood(p *port, b *link.Batch, f link.Span) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if len(s.ports) < 2 {
+		return
+	}
+	if !p.flooded.allow() {
+		p.drop(flows.ReasonStorm)
+		return
+	}
+	i := copied(b, f)
+	for _, q := range s.ports {
+		if q != p {
+			q.queue.push(item{raw: link.Frame{Head: append([]byte(nil), i.raw.Head...)}, size: i.size})
+		}
+	}
+}
+
+// copied is the frame at f for another port's queue.
+func copied(b *link.Batch, f link.Span) item {
+	head := make([]byte, link.Headroom, link.Headroom+max(f.Len(), minEthernet))
+	head = b.AppendTo(head, f)
+	if len(head) < link.Headroom+minEthernet {
+		head = head[:link.Headroom+minEthernet]
+	}
+	return item{raw: link.Frame{Head: head}, size: len(head)}
+}

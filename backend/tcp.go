@@ -1,0 +1,277 @@
+package backend
+
+// Station 6, TCP: where a guest's conversations end. A SYN is judged, then the far side is dialled, and only when that
+// has answered is the guest's handshake completed: refused stays refused, unreachable stays unreachable. The SYN is
+// kept meanwhile; the guest's retransmissions of it are passed over.
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/vmnetd/vmnetd/backend/egress"
+	"github.com/vmnetd/vmnetd/flows"
+)
+
+type tcpSide struct {
+	port    *port
+	forward *tcp.Forwarder
+
+	mu      sync.Mutex
+	pending map[stack.TransportEndpointID]*dial // SYNs that have no answer yet
+}
+
+// dial is a SYN on its way to an answer.
+type dial struct {
+	accept func(*tcpConn) // takes the conversation over once the guest's handshake is done
+	fail   func()         // the handshake was not
+}
+
+func (t *tcpSide) init(p *port) {
+	t.port = p
+	t.pending = make(map[stack.TransportEndpointID]*dial)
+	t.forward = tcp.NewForwarder(p.stack, tcpBuffer, handshakes, t.handshake)
+	p.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, t.fromGuest)
+}
+
+// fromGuest takes a segment that no conversation knows. Not a SYN: the stack answers with a reset, so that a guest
+// whose conversations ended with an earlier daemon knows at once.
+func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	flags := header.TCP(pkt.TransportHeader().Slice()).Flags()
+	if flags&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
+		return false
+	}
+	src, dst := ends(id)
+	t.mu.Lock()
+	_, dup := t.pending[id]
+	t.mu.Unlock()
+	if dup {
+		return true
+	}
+	p, n := t.port, t.port.net
+	if dst.Port() == dnsPort && n.isDNS(dst.Addr()) {
+		return t.toDNS(id, pkt)
+	}
+	ctx, cancel := context.WithCancel(p.ctx)
+	f, v := n.admit(p, flows.Query{Guest: p.id, Proto: flows.TCP, Src: src, Dst: dst}, func(flows.Reason) { cancel() })
+	if f == nil {
+		cancel()
+		return !t.reject(pkt, dst, v)
+	}
+	d := &dial{}
+	t.hold(id, d)
+	pkt = pkt.IncRef()
+	p.goes("dial", func() {
+		defer pkt.DecRef()
+		host, err := n.cfg.Egress.DialContext(ctx, egress.TCPNetwork(dst.Addr()), n.translate(dst))
+		if err != nil {
+			t.release(id)
+			cancel()
+			k := egress.Classify(err)
+			f.End(reasonOf(k))
+			t.answer(pkt, id, k)
+			return
+		}
+		d.accept = func(guest *tcpConn) {
+			defer cancel()
+			stop := context.AfterFunc(ctx, func() { abort(guest); abort(host) })
+			defer stop()
+			f.SetState(flows.Open)
+			f.End(relay(guest, host, f))
+		}
+		d.fail = func() {
+			cancel()
+			abort(host)
+			f.End(flows.ReasonTimeout)
+		}
+		if ctx.Err() != nil || !t.forward.HandlePacket(id, pkt) {
+			t.release(id)
+			d.fail()
+		}
+	})
+	return true
+}
+
+func (t *tcpSide) hold(id stack.TransportEndpointID, d *dial) {
+	t.mu.Lock()
+	t.pending[id] = d
+	t.mu.Unlock()
+}
+
+func (t *tcpSide) release(id stack.TransportEndpointID) *dial {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d := t.pending[id]
+	delete(t.pending, id)
+	return d
+}
+
+// handshake completes what the guest's SYN began. The forwarder gives it a goroutine.
+func (t *tcpSide) handshake(r *tcp.ForwarderRequest) {
+	p := t.port
+	p.wg.Add(1)
+	defer p.wg.Done()
+	defer p.guard("conversation")
+	id := r.ID()
+	var wq waiter.Queue
+	ep, err := r.CreateEndpoint(&wq)
+	d := t.release(id)
+	r.Complete(false)
+	if err != nil {
+		if d != nil {
+			d.fail()
+		}
+		return
+	}
+	c := newTCPConn(&wq, ep)
+	if d == nil {
+		c.Abort()
+		return
+	}
+	d.accept(c)
+}
+
+// toDNS accepts a conversation with the resolver here.
+func (t *tcpSide) toDNS(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	p := t.port
+	t.hold(id, &dial{
+		accept: func(c *tcpConn) {
+			stop := context.AfterFunc(p.ctx, func() { c.Abort() })
+			defer stop()
+			p.net.dns.ServeConn(p.ctx, p.id, c)
+			c.Close()
+		},
+		fail: func() {},
+	})
+	if !t.forward.HandlePacket(id, pkt) {
+		t.release(id)
+	}
+	return true
+}
+
+// reject answers a SYN that was not let in, and reports whether the stack is to send a reset.
+func (t *tcpSide) reject(pkt *stack.PacketBuffer, dst netip.AddrPort, v flows.Verdict) bool {
+	switch {
+	case !v.Reject:
+		return false
+	case v.Reason == flows.ReasonOnLink && t.port.net.isOurs(dst.Addr()), v.Reason == flows.ReasonHostLoopback:
+		return true
+	case v.Reason == flows.ReasonOnLink:
+		t.port.unreachable(quote(pkt), egress.HostUnreachable, 0)
+	case v.Reason == flows.ReasonFlowLimit:
+		return true
+	default:
+		t.port.unreachable(quote(pkt), egress.Prohibited, 0)
+	}
+	return false
+}
+
+// answer tells the guest how the dial ended. Where nothing came back in time, nothing is said: its own timer runs.
+func (t *tcpSide) answer(pkt *stack.PacketBuffer, id stack.TransportEndpointID, k egress.Kind) {
+	switch k {
+	case egress.HostUnreachable, egress.NetUnreachable, egress.Prohibited:
+		t.port.unreachable(quote(pkt), k, 0)
+	case egress.Refused, egress.PortUnreachable:
+		t.reset(pkt, id)
+	}
+}
+
+// reset answers a SYN with RST+ACK (RFC 9293 §3.10.7.1).
+func (t *tcpSide) reset(pkt *stack.PacketBuffer, id stack.TransportEndpointID) {
+	syn := header.TCP(pkt.TransportHeader().Slice())
+	src, dst := ends(id)
+	b := make(header.TCP, header.TCPMinimumSize)
+	b.Encode(&header.TCPFields{
+		SrcPort: dst.Port(), DstPort: src.Port(), AckNum: syn.SequenceNumber() + 1 + uint32(pkt.Data().Size()),
+		DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagRst | header.TCPFlagAck,
+	})
+	sum := header.PseudoHeaderChecksum(header.TCPProtocolNumber, id.LocalAddress, id.RemoteAddress, uint16(len(b)))
+	b.SetChecksum(^b.CalculateChecksum(sum))
+	t.port.sendIP(dst.Addr(), src.Addr(), header.TCPProtocolNumber, b)
+}
+
+// tcpConn is a conversation with the guest.
+type tcpConn struct {
+	*gonet.TCPConn
+	ep tcpip.Endpoint
+}
+
+func newTCPConn(wq *waiter.Queue, ep tcpip.Endpoint) *tcpConn {
+	// A guest that was reset without ending its wire leaves conversations behind. Two hours (RFC 9293 §3.8.4) is
+	// gVisor's default, as Linux's.
+	ep.SocketOptions().SetKeepAlive(true)
+	return &tcpConn{gonet.NewTCPConn(wq, ep), ep}
+}
+
+// Abort ends the conversation with a reset.
+func (c *tcpConn) Abort() error {
+	c.ep.Abort()
+	return nil
+}
+
+// abort ends a conversation with a reset where its kind has one.
+func abort(c net.Conn) {
+	switch c := c.(type) {
+	case interface{ Abort() error }:
+		c.Abort()
+	case interface{ SetLinger(int) error }:
+		c.SetLinger(0)
+	}
+	c.Close()
+}
+
+// dialTCP opens a conversation with the guest's dst, from src; a zero port in src picks one.
+func (p *port) dialTCP(ctx context.Context, src, dst netip.AddrPort) (*tcpConn, error) {
+	wq := new(waiter.Queue)
+	ep, terr := p.stack.NewEndpoint(tcp.ProtocolNumber, protoOf(dst.Addr()), wq)
+	if terr != nil {
+		return nil, dialError(dst, terr)
+	}
+	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents)
+	wq.EventRegister(&entry)
+	defer wq.EventUnregister(&entry)
+	if terr = ep.Bind(fullAddr(src)); terr == nil {
+		terr = ep.Connect(fullAddr(dst))
+	}
+	if _, started := terr.(*tcpip.ErrConnectStarted); started {
+		select {
+		case <-ctx.Done():
+			ep.Abort()
+			ep.Close()
+			return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(dst), Err: context.Cause(ctx)}
+		case <-ready:
+			terr = ep.LastError()
+		}
+	}
+	if terr != nil {
+		ep.Close()
+		return nil, dialError(dst, terr)
+	}
+	return newTCPConn(wq, ep), nil
+}
+
+func dialError(dst netip.AddrPort, err tcpip.Error) error {
+	return &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(dst), Err: stackError{err}}
+}
+
+// stackError is a gVisor error as Go has them.
+type stackError struct{ err tcpip.Error }
+
+func (e stackError) Error() string { return e.err.String() }
+
+// Is lets callers ask for the errors that package syscall names.
+func (e stackError) Is(target error) bool {
+	n, ok := errno(e.err)
+	return ok && target == n
+}
+
+var _ io.ReadWriteCloser = (*tcpConn)(nil)

@@ -1,0 +1,477 @@
+package backend
+
+// Station 6, UDP: each source port of the guest has one host socket for all peers (RFC 4787 REQ-1 and REQ-8:
+// endpoint-independent mapping and filtering, so that STUN and games work). Datagrams are carried as they are; the
+// stack only puts fragments together. Conversations that the host opens (port forwards) are looked for first.
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/vmnetd/vmnetd/backend/egress"
+	"github.com/vmnetd/vmnetd/flows"
+)
+
+const (
+	dnsPort = 53
+
+	// udpIdle is how long a mapping lives without traffic: RFC 4787 REQ-5 asks for two minutes at least, five are
+	// recommended.
+	udpIdle = 5 * time.Minute
+	// udpIdleDNS is for mappings whose only peers are resolvers: one question, one answer (REQ-5c lets well-known
+	// ports have less).
+	udpIdleDNS = 30 * time.Second
+	// udpSweep is how often idle mappings are looked for, so a mapping may live that much longer.
+	udpSweep = 5 * time.Second
+
+	// peersKept is how many of a mapping's peers are remembered as judged. Beyond it all are judged again.
+	peersKept = 1024
+	// udpBacklog is how many datagrams wait for the reader of a conversation that the host opened.
+	udpBacklog = 64
+)
+
+type udpSide struct {
+	port *port
+
+	mu       sync.Mutex
+	closed   bool
+	mappings map[netip.AddrPort]*mapping
+	opened   map[udpPair]*udpConn // by the host
+}
+
+type udpPair struct{ local, remote netip.AddrPort } // remote is the guest's
+
+// mapping is one source port of the guest and its host socket.
+type mapping struct {
+	port *port
+	src  netip.AddrPort
+	flow *flows.Flow
+	conn egress.PacketConn
+	only atomic.Bool // only resolvers were talked to
+
+	mu     sync.Mutex
+	judged map[netip.AddrPort]flows.Verdict
+}
+
+func (u *udpSide) init(p *port) {
+	u.port = p
+	u.mappings = make(map[netip.AddrPort]*mapping)
+	u.opened = make(map[udpPair]*udpConn)
+	p.stack.SetTransportProtocolHandler(header.UDPProtocolNumber, u.fromGuest)
+}
+
+// fromGuest takes a whole datagram. It always has an answer of its own: the stack is to send none.
+func (u *udpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	p, n := u.port, u.port.net
+	src, dst := ends(id)
+	h := header.UDP(pkt.TransportHeader().Slice())
+	v := pkt.Data().AsRange().ToView()
+	defer v.Release()
+	payload := v.AsSlice()
+	if want := int(h.Length()) - header.UDPMinimumSize; want < 0 || want > len(payload) {
+		p.drop(flows.ReasonMalformed)
+		return true
+	} else {
+		payload = payload[:want] // what follows is padding
+	}
+	if dst.Port() == 0 || src.Port() == 0 {
+		p.drop(flows.ReasonMalformed)
+		return true
+	}
+
+	u.mu.Lock()
+	c := u.opened[udpPair{dst, src}]
+	m := u.mappings[src]
+	u.mu.Unlock()
+	if c != nil {
+		c.deliver(payload)
+		return true
+	}
+	if dst.Port() == dnsPort && n.isDNS(dst.Addr()) {
+		n.dns.HandleUDP(p.ctx, p.id, append([]byte(nil), payload...), func(answer []byte) { p.sendUDP(dst, src, answer) })
+		return true
+	}
+	if m == nil {
+		var verdict flows.Verdict
+		if m, verdict = u.open(src, dst); m == nil {
+			u.reject(src, dst, len(payload), verdict)
+			return true
+		}
+	} else if verdict := m.judge(dst); !verdict.Allow {
+		u.reject(src, dst, len(payload), verdict)
+		return true
+	}
+	m.send(dst, payload)
+	return true
+}
+
+// open makes the mapping of src.
+func (u *udpSide) open(src, dst netip.AddrPort) (*mapping, flows.Verdict) {
+	p, n := u.port, u.port.net
+	m := &mapping{port: p, src: src, judged: map[netip.AddrPort]flows.Verdict{}}
+	m.only.Store(true)
+	f, v := n.admit(p, flows.Query{Guest: p.id, Proto: flows.UDP, Src: src, Dst: dst}, func(flows.Reason) { u.end(m) })
+	if f == nil {
+		return nil, v
+	}
+	m.flow = f
+	m.judged[dst] = v
+	conn, err := n.cfg.Egress.ListenPacket(p.ctx, egress.UDPNetwork(dst.Addr()), netip.AddrPort{})
+	if err != nil {
+		f.End(reasonOf(egress.Classify(err)))
+		n.complain("udp socket", err)
+		return nil, flows.Verdict{Reason: flows.ReasonExhausted}
+	}
+	m.conn = conn
+	u.mu.Lock()
+	if u.closed || f.State() == flows.Closed {
+		u.mu.Unlock()
+		conn.Close()
+		f.End(flows.ReasonGuestGone)
+		return nil, flows.Verdict{Reason: flows.ReasonGuestGone}
+	}
+	u.mappings[src] = m
+	u.mu.Unlock()
+	f.SetState(flows.Open)
+	p.goes("udp", m.receive)
+	return m, v
+}
+
+// end takes a mapping out and closes its socket.
+func (u *udpSide) end(m *mapping) {
+	u.mu.Lock()
+	if u.mappings[m.src] == m {
+		delete(u.mappings, m.src)
+	}
+	conn := m.conn
+	u.mu.Unlock()
+	if conn != nil {
+		conn.Close()
+	}
+}
+
+// sweep ends what was idle for too long.
+func (u *udpSide) sweep() {
+	u.mu.Lock()
+	var idle []*mapping
+	for _, m := range u.mappings {
+		limit := udpIdle
+		if m.only.Load() {
+			limit = udpIdleDNS
+		}
+		if m.flow.Idle() > limit {
+			idle = append(idle, m)
+		}
+	}
+	u.mu.Unlock()
+	for _, m := range idle {
+		m.flow.End(flows.ReasonIdle)
+		u.end(m)
+	}
+}
+
+func (u *udpSide) close() {
+	u.mu.Lock()
+	u.closed = true
+	var ms []*mapping
+	for _, m := range u.mappings {
+		ms = append(ms, m)
+	}
+	var cs []*udpConn
+	for _, c := range u.opened {
+		cs = append(cs, c)
+	}
+	u.mu.Unlock()
+	for _, m := range ms {
+		u.end(m)
+	}
+	for _, c := range cs {
+		c.Close()
+	}
+}
+
+func (u *udpSide) reject(src, dst netip.AddrPort, n int, v flows.Verdict) {
+	if !v.Reject {
+		return
+	}
+	k := egress.Prohibited
+	switch {
+	case v.Reason == flows.ReasonHostLoopback, v.Reason == flows.ReasonOnLink && u.port.net.isOurs(dst.Addr()):
+		k = egress.PortUnreachable
+	case v.Reason == flows.ReasonOnLink:
+		k = egress.HostUnreachable
+	}
+	u.port.unreachable(quoteUDP(src, dst, n), k, 0)
+}
+
+// judge says whether the guest may talk to dst from here. A peer is judged once.
+func (m *mapping) judge(dst netip.AddrPort) flows.Verdict {
+	m.mu.Lock()
+	v, ok := m.judged[dst]
+	m.mu.Unlock()
+	if ok {
+		return v
+	}
+	v = m.port.net.flows.Judge(flows.Query{Guest: m.port.id, Proto: flows.UDP, Src: m.src, Dst: dst})
+	if !v.Allow {
+		m.port.drop(v.Reason)
+		return v
+	}
+	m.mu.Lock()
+	if len(m.judged) >= peersKept {
+		clear(m.judged)
+	}
+	m.judged[dst] = v
+	m.mu.Unlock()
+	return v
+}
+
+func (m *mapping) send(dst netip.AddrPort, payload []byte) {
+	if dst.Port() != dnsPort {
+		m.only.Store(false)
+	}
+	m.flow.Touch()
+	_, err := m.conn.WriteTo(payload, m.port.net.translate(dst))
+	if err == nil {
+		m.flow.Up.Add(len(payload))
+		return
+	}
+	m.failed(dst, len(payload), err)
+}
+
+// failed tells the guest what became of a datagram to dst.
+func (m *mapping) failed(dst netip.AddrPort, n int, err error) {
+	var un *egress.UnreachableError
+	switch {
+	case errors.As(err, &un):
+		if un.Kind != egress.Timeout && un.Kind != egress.Exhausted && un.Kind != egress.Other {
+			mtu := un.MTU
+			m.port.unreachable(quoteUDP(m.src, dst, n), un.Kind, mtu)
+		}
+	case errors.Is(err, net.ErrClosed):
+	case errors.Is(err, egress.ErrBadDestination):
+		m.port.drop(flows.ReasonMartian)
+	default:
+		m.port.drop(reasonOf(egress.Classify(err)))
+	}
+}
+
+// receive carries what comes to the mapping's socket, from whomever, to the guest.
+func (m *mapping) receive() {
+	p, n := m.port, m.port.net
+	defer func() {
+		m.flow.End(flows.ReasonClosed)
+		p.udp.end(m)
+	}()
+	for {
+		b, from, err := m.conn.ReadBorrowed(egress.DatagramBuffers)
+		var un *egress.UnreachableError
+		if errors.As(err, &un) {
+			m.failed(n.untranslate(un.Dst), 0, un)
+			continue
+		}
+		if err != nil {
+			return
+		}
+		if !from.Addr().IsLoopback() || !n.cfg.NoHostLoopback {
+			m.flow.Touch()
+			m.flow.Down.Add(len(b))
+			p.sendUDP(n.untranslate(from), m.src, b)
+		}
+		egress.DatagramBuffers.Put(b)
+	}
+}
+
+// sendUDP sends the guest a datagram. payload is borrowed.
+func (p *port) sendUDP(src, dst netip.AddrPort, payload []byte) {
+	if src.Addr().Is4() != dst.Addr().Is4() {
+		return
+	}
+	b := make([]byte, header.UDPMinimumSize+len(payload))
+	putUDP(b, src, dst, payload)
+	p.sendIP(src.Addr(), dst.Addr(), header.UDPProtocolNumber, b)
+}
+
+// putUDP writes a datagram with its checksum.
+func putUDP(b []byte, src, dst netip.AddrPort, payload []byte) {
+	h := header.UDP(b[:header.UDPMinimumSize+len(payload)])
+	h.Encode(&header.UDPFields{SrcPort: src.Port(), DstPort: dst.Port(), Length: uint16(len(h))})
+	copy(h[header.UDPMinimumSize:], payload)
+	sum := header.PseudoHeaderChecksum(header.UDPProtocolNumber, toTCPIP(src.Addr()), toTCPIP(dst.Addr()), uint16(len(h)))
+	sum = ^checksum.Checksum(h, sum)
+	if sum == 0 {
+		sum = 0xffff // RFC 768: zero would say that there is none
+	}
+	h.SetChecksum(sum)
+}
+
+// udpConn is a conversation that the host opened with the guest.
+type udpConn struct {
+	side *udpSide
+	pair udpPair
+	in   chan []byte
+	done chan struct{}
+	once sync.Once
+
+	refused  atomic.Bool
+	deadline deadline
+}
+
+// dialUDP opens a conversation with the guest's dst, from src; a zero port in src picks one.
+func (p *port) dialUDP(src, dst netip.AddrPort) (*udpConn, error) {
+	u := &p.udp
+	c := &udpConn{side: u, in: make(chan []byte, udpBacklog), done: make(chan struct{})}
+	c.deadline.init()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed {
+		return nil, net.ErrClosed
+	}
+	if src.Port() != 0 {
+		c.pair = udpPair{src, dst}
+		if u.opened[c.pair] != nil {
+			return nil, &net.OpError{Op: "dial", Net: "udp", Source: net.UDPAddrFromAddrPort(src), Addr: net.UDPAddrFromAddrPort(dst), Err: syscall.EADDRINUSE}
+		}
+		u.opened[c.pair] = c
+		return c, nil
+	}
+	const low, count = 32768, 28232 // ip_local_port_range's default
+	start := p.net.nextIPID.Add(1)
+	for i := uint32(0); i < count; i++ {
+		c.pair = udpPair{netip.AddrPortFrom(src.Addr(), uint16(low+(start+i)%count)), dst}
+		if u.opened[c.pair] == nil {
+			u.opened[c.pair] = c
+			return c, nil
+		}
+	}
+	return nil, &net.OpError{Op: "dial", Net: "udp", Addr: net.UDPAddrFromAddrPort(dst), Err: syscall.EADDRNOTAVAIL}
+}
+
+// refused notes the guest's port unreachable and reports whether it was about a conversation of ours.
+func (u *udpSide) refused(local, remote netip.AddrPort) bool {
+	u.mu.Lock()
+	c := u.opened[udpPair{local, remote}]
+	u.mu.Unlock()
+	if c == nil {
+		return false
+	}
+	c.refused.Store(true)
+	select {
+	case c.in <- nil: // wakes a reader
+	default:
+	}
+	return true
+}
+
+func (c *udpConn) deliver(payload []byte) {
+	b := make([]byte, len(payload)) // never nil: nil is a wake-up
+	copy(b, payload)
+	select {
+	case c.in <- b:
+	default:
+		c.side.port.drop(flows.ReasonQueueFull)
+	}
+}
+
+func (c *udpConn) Read(b []byte) (int, error) {
+	for {
+		select {
+		case <-c.done:
+			return 0, net.ErrClosed
+		case <-c.deadline.passed():
+			return 0, os.ErrDeadlineExceeded
+		case p := <-c.in:
+			if p == nil {
+				if c.refused.Swap(false) {
+					return 0, &net.OpError{Op: "read", Net: "udp", Addr: c.RemoteAddr(), Err: syscall.ECONNREFUSED}
+				}
+				continue
+			}
+			n := copy(b, p)
+			if n < len(p) {
+				return n, io.ErrShortBuffer
+			}
+			return n, nil
+		}
+	}
+}
+
+func (c *udpConn) Write(b []byte) (int, error) {
+	select {
+	case <-c.done:
+		return 0, net.ErrClosed
+	default:
+	}
+	if max := egress.MaxPayload4; c.pair.remote.Addr().Is4() && len(b) > max || len(b) > egress.MaxPayload6 {
+		return 0, &net.OpError{Op: "write", Net: "udp", Addr: c.RemoteAddr(), Err: syscall.EMSGSIZE}
+	}
+	c.side.port.sendUDP(c.pair.local, c.pair.remote, b)
+	return len(b), nil
+}
+
+func (c *udpConn) Close() error {
+	c.once.Do(func() {
+		close(c.done)
+		c.side.mu.Lock()
+		delete(c.side.opened, c.pair)
+		c.side.mu.Unlock()
+	})
+	return nil
+}
+
+func (c *udpConn) LocalAddr() net.Addr                { return net.UDPAddrFromAddrPort(c.pair.local) }
+func (c *udpConn) RemoteAddr() net.Addr               { return net.UDPAddrFromAddrPort(c.pair.remote) }
+func (c *udpConn) SetDeadline(t time.Time) error      { c.deadline.set(t); return nil }
+func (c *udpConn) SetReadDeadline(t time.Time) error  { c.deadline.set(t); return nil }
+func (c *udpConn) SetWriteDeadline(t time.Time) error { return nil } // writes do not wait
+
+var _ net.Conn = (*udpConn)(nil)
+
+// deadline is a channel that is closed at a time that may change.
+type deadline struct {
+	mu    sync.Mutex
+	ch    chan struct{}
+	timer *time.Timer
+}
+
+func (d *deadline) init() { d.ch = make(chan struct{}) }
+
+func (d *deadline) passed() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ch
+}
+
+func (d *deadline) set(t time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.timer != nil && !d.timer.Stop() {
+		<-d.ch // it is closing
+	}
+	d.timer = nil
+	select {
+	case <-d.ch:
+		d.ch = make(chan struct{})
+	default:
+	}
+	if t.IsZero() {
+		return
+	}
+	ch := d.ch
+	if in := time.Until(t); in > 0 {
+		d.timer = time.AfterFunc(in, func() { close(ch) })
+	} else {
+		close(ch)
+	}
+}
