@@ -79,8 +79,11 @@ func (s *Server) pick(t *table, c client, want netip.Addr, skip map[netip.Addr]b
 		s.room(t, c.guest)
 		return t.insert(want, c, Offered, now.Add(OfferTime))
 	}
+	a, ok := t.fresh(skip) // before room: what the guest's own oldest client gives up may still be used by it
 	s.room(t, c.guest)
-	a, ok := t.fresh(skip)
+	if !ok {
+		a, ok = t.fresh(skip)
+	}
 	if !ok {
 		r := t.reclaim(skip)
 		if r == nil {
