@@ -43,8 +43,9 @@ type Host struct {
 	// decides. They do not apply to loopback destinations, which could
 	// then not be reached, nor to a socket whose local address the caller
 	// of ListenPacket chose. With Interface, the host's other addresses
-	// cannot be reached by TCP. Interface is for Linux only (5.7 or newer
-	// unless privileged).
+	// cannot be reached by TCP; with Source6 as well, a UDP socket reaches
+	// [::1] only if the caller chose that for its local address. Interface
+	// is for Linux only (5.7 or newer unless privileged).
 	Interface        string
 	Source4, Source6 netip.Addr
 

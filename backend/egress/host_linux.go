@@ -87,6 +87,14 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 func (h *Host) listenPacket(ctx context.Context, network string, from netip.AddrPort) (PacketConn, error) {
 	var got int
 	conn, err := openUDP(ctx, network, from, func(fd uintptr) error {
+		if network == "udp6" && h.Interface != "" && h.Source6.IsValid() && !from.Addr().IsValid() {
+			// With a source address given, IPv6 takes the interface of
+			// a control message for a hint: a datagram would leave by
+			// another where routes say so. Only a bound socket does not.
+			if err := h.leaveBy(int(fd), h.Source6); err != nil {
+				return err
+			}
+		}
 		return prepareUDP(int(fd), network == "udp6", &got)
 	})
 	if err != nil {
