@@ -1,0 +1,96 @@
+// Package control lets people and programs look into a running network and change it: an HTTP API with JSON on a
+// unix socket, and its client. It is the only room that knows HTTP.
+//
+//	s := &control.Server{Networks: []*backend.Network{n}, Version: "1.0"}
+//	go s.Serve(ctx, listener) // a *net.UnixListener; there is no way to hand it a TCP one
+//
+//	c := control.NewClient("/run/user/1000/vmnetd/control.sock")
+//	guests, err := c.Guests(ctx)
+//
+// Or without any client:
+//
+//	curl --unix-socket $XDG_RUNTIME_DIR/vmnetd/control.sock http://vmnetd/v1/guests
+//
+// The paths, all under /v1:
+//
+//	GET    /v1/status             the daemon and its networks
+//	GET    /v1/guests             who is plugged in
+//	GET    /v1/guests/{guest}     one of them, by id, name, MAC or address
+//	DELETE /v1/guests/{guest}     end its wire; a guest that reconnects comes back
+//	GET    /v1/flows              conversations; ?guest= ?proto= ?state= ?direction=
+//	GET    /v1/forwards           port forwards
+//	POST   /v1/forwards           add: {"rule":"2222:22"}, or {"rule":{"proto":"tcp","host_port":2222,"guest_port":22}}
+//	DELETE /v1/forwards/{id}      by id, as "tcp:127.0.0.1:2222"; ?cut=true ends its conversations
+//	GET    /v1/leases             who has which address
+//	DELETE /v1/leases/{address}   free one
+//	GET    /v1/dns                local records
+//	POST   /v1/dns                add: {"name":"db","type":"A","value":"10.0.2.20"}
+//	DELETE /v1/dns                remove: ?name= and, to be exact, ?type= ?value=
+//
+// Every path takes ?network=NAME; without it the daemon's first network is meant. Lists are JSON arrays, never null.
+// An error is a [Problem] (RFC 9457, application/problem+json) that says what was wrong and what would be right.
+//
+// Who may connect: the socket file's mode is the lock, and on Linux the peer's uid must be the daemon's own or
+// root's besides. Guests cannot reach it: it is not on any network.
+package control
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/vmnetd/vmnetd/backend"
+	"github.com/vmnetd/vmnetd/portforward"
+)
+
+// Status is the daemon and its networks.
+type Status struct {
+	Version  string           `json:"version"`
+	PID      int              `json:"pid"`
+	Listen   []string         `json:"listen"` // where guests plug in: "qemu unix:/run/…"
+	Networks []backend.Status `json:"networks"`
+}
+
+// Lease is an address that a guest has or had.
+type Lease struct {
+	Addr     netip.Addr `json:"addr"`
+	MAC      string     `json:"mac"`
+	ClientID string     `json:"client_id,omitempty"` // DHCP option 61 or a DUID, in hex
+	IAID     uint32     `json:"iaid,omitempty"`      // DHCPv6
+	Guest    string     `json:"guest,omitempty"`     // whose wire it was given on
+	Away     bool       `json:"away,omitempty"`      // that wire has ended
+	Hostname string     `json:"hostname,omitempty"`  // what the guest calls itself
+	Name     string     `json:"name,omitempty"`      // what it is known as
+	State    string     `json:"state"`
+	Static   bool       `json:"static,omitempty"`
+	Start    time.Time  `json:"start,omitzero"`
+	Expires  time.Time  `json:"expires"`
+}
+
+// Forward is a port forward that has been added, with the port that it got where it asked for any.
+type Forward struct {
+	ID   string           `json:"id"`   // names it for removal
+	Text string           `json:"text"` // its canonical print
+	Rule portforward.Rule `json:"rule"`
+}
+
+// Problem is an error as the API sends it and as the client returns it (RFC 9457).
+type Problem struct {
+	Type   string `json:"type,omitempty"` // absent: "about:blank", the title says it all
+	Title  string `json:"title"`          // the status code in words
+	Status int    `json:"status"`         // the HTTP status code
+	Detail string `json:"detail"`         // what is wrong, and where
+	Hint   string `json:"hint,omitempty"` // what would be right
+}
+
+func (p *Problem) Error() string {
+	if p.Hint != "" {
+		return p.Detail + " (" + p.Hint + ")"
+	}
+	return p.Detail
+}
+
+func problem(status int, hint, format string, args ...any) *Problem {
+	return &Problem{Title: http.StatusText(status), Status: status, Detail: fmt.Sprintf(format, args...), Hint: hint}
+}

@@ -1,0 +1,282 @@
+package control
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vmnetd/vmnetd/backend"
+	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/portforward"
+)
+
+func (s *Server) routes() []route {
+	return []route{
+		{"/v1/status", nil, map[string]handler{"GET": s.status}},
+		{"/v1/guests", nil, map[string]handler{"GET": listGuests}},
+		{"/v1/guests/{guest}", nil, map[string]handler{"GET": getGuest, "DELETE": kickGuest}},
+		{"/v1/flows", []string{"guest", "proto", "state", "direction"}, map[string]handler{"GET": listFlows}},
+		{"/v1/forwards", nil, map[string]handler{"GET": listForwards, "POST": addForward}},
+		{"/v1/forwards/{id}", []string{"cut"}, map[string]handler{"DELETE": removeForward}},
+		{"/v1/leases", nil, map[string]handler{"GET": listLeases}},
+		{"/v1/leases/{address}", nil, map[string]handler{"DELETE": releaseLease}},
+		{"/v1/dns", []string{"name", "type", "value"}, map[string]handler{"GET": listDNS, "POST": addDNS, "DELETE": removeDNS}},
+	}
+}
+
+// ok answers with a list that is [] and not null when it is empty.
+func ok[T any](list []T) (reply, error) {
+	if list == nil {
+		list = []T{}
+	}
+	return reply{http.StatusOK, list}, nil
+}
+
+var done = reply{code: http.StatusNoContent}
+
+func (s *Server) status(c *call) (reply, error) {
+	st := Status{Version: s.Version, PID: os.Getpid(), Listen: s.Listen, Networks: []backend.Status{}}
+	if st.Listen == nil {
+		st.Listen = []string{}
+	}
+	for _, n := range s.Networks {
+		if one := n.Status(); c.URL.Query().Get("network") == "" || n == c.net {
+			st.Networks = append(st.Networks, one)
+		}
+	}
+	return reply{http.StatusOK, st}, nil
+}
+
+func listGuests(c *call) (reply, error) { return ok(c.net.Guests()) }
+
+// guest finds one by what people call it.
+func (c *call) guest(ref string) (g backend.GuestInfo, err error) {
+	if ref == "" {
+		return g, problem(http.StatusBadRequest, "name one by id, name, MAC or address", "no guest is named")
+	}
+	var found []backend.GuestInfo
+	all := c.net.Guests()
+	addr, _ := netip.ParseAddr(ref)
+	for _, g := range all {
+		if g.ID == ref {
+			return g, nil // an id is never anybody else's name for long: ids win
+		}
+		if strings.EqualFold(g.Name, ref) || strings.EqualFold(g.MAC, strings.ReplaceAll(ref, "-", ":")) ||
+			addr.IsValid() && slices.Contains(g.Addrs, addr.Unmap()) {
+			found = append(found, g)
+		}
+	}
+	var ids []string
+	for _, g := range found {
+		ids = append(ids, g.ID)
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		for _, g := range all {
+			ids = append(ids, g.ID)
+		}
+		hint := "no guest is plugged in"
+		if len(ids) > 0 {
+			hint = "there is " + short(strings.Join(ids, ", "))
+		}
+		return g, problem(http.StatusNotFound, hint, "no guest %q", short(ref))
+	}
+	return g, problem(http.StatusConflict, "name one of "+strings.Join(ids, ", "), "%d guests are %q", len(found), short(ref))
+}
+
+func getGuest(c *call) (reply, error) {
+	g, err := c.guest(c.PathValue("guest"))
+	return reply{http.StatusOK, g}, err
+}
+
+func kickGuest(c *call) (reply, error) {
+	g, err := c.guest(c.PathValue("guest"))
+	if err != nil {
+		return reply{}, err
+	}
+	if err := c.net.Kick(g.ID); err != nil {
+		return reply{}, problem(http.StatusNotFound, "it may just have gone", "%v", err)
+	}
+	return done, nil
+}
+
+func listFlows(c *call) (reply, error) {
+	q := c.URL.Query()
+	guest := q.Get("guest")
+	if guest != "" {
+		g, err := c.guest(guest)
+		if err != nil {
+			return reply{}, err
+		}
+		guest = g.ID
+	}
+	oneOf := func(key string, known ...string) error {
+		if v := q.Get(key); q.Has(key) && !slices.Contains(known, v) {
+			return problem(http.StatusBadRequest, "one of "+strings.Join(known, ", "), "flows: %s %q", key, short(v))
+		}
+		return nil
+	}
+	if err := errors.Join(
+		oneOf("proto", "tcp", "udp", "icmp", "icmp6"),
+		oneOf("state", "dialing", "open", "closing"),
+		oneOf("direction", "in", "out")); err != nil {
+		return reply{}, err
+	}
+	is := func(key, have string) bool { return !q.Has(key) || q.Get(key) == have }
+	return ok(slices.DeleteFunc(c.net.Flows().List(), func(f flows.Snapshot) bool {
+		return guest != "" && f.Guest != guest || !is("proto", f.Proto.String()) ||
+			!is("state", f.State) || !is("direction", f.Dir.String())
+	}))
+}
+
+func listForwards(c *call) (reply, error) { return ok(c.net.Forwards().List()) }
+
+const forwardExample = `{"rule":"127.0.0.1:2222:22/tcp"}`
+
+func addForward(c *call) (reply, error) {
+	var body struct {
+		Rule json.RawMessage `json:"rule"`
+	}
+	if err := c.decode(&body, forwardExample); err != nil {
+		return reply{}, err
+	}
+	var rules []portforward.Rule
+	var err error
+	switch raw := bytes.TrimSpace(body.Rule); {
+	case len(raw) == 0:
+		return reply{}, problem(http.StatusBadRequest, "as "+forwardExample, "no rule in the body")
+	case raw[0] == '"': // text may be a list of rules
+		var text string
+		if err := strict(raw, &text, forwardExample); err != nil {
+			return reply{}, err
+		}
+		rules, err = portforward.ParseRule(text)
+	case raw[0] == '{':
+		var r portforward.Rule
+		err = json.Unmarshal(raw, &r)
+		rules = append(rules, r)
+	default:
+		return reply{}, problem(http.StatusBadRequest, "as "+forwardExample, "the rule is neither a text nor an object")
+	}
+	if err != nil {
+		return reply{}, forwardProblem(err)
+	}
+	bound, err := c.net.Forwards().AddAll(c.Context(), rules)
+	if err != nil {
+		return reply{}, forwardProblem(err)
+	}
+	added := []Forward{}
+	for _, r := range bound {
+		added = append(added, Forward{r.ID(), r.String(), r})
+	}
+	return reply{http.StatusCreated, added}, nil
+}
+
+func removeForward(c *call) (reply, error) {
+	cut := c.URL.Query().Get("cut")
+	if cut != "" && cut != "true" && cut != "false" {
+		return reply{}, problem(http.StatusBadRequest, "true or false", "cut=%q", short(cut))
+	}
+	if _, err := c.net.Forwards().Remove(c.PathValue("id"), cut == "true"); err != nil {
+		return reply{}, forwardProblem(err)
+	}
+	return done, nil
+}
+
+// forwardProblem gives the port forwards' errors their status codes. What is none of theirs stays as it is.
+func forwardProblem(err error) error {
+	var e *portforward.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	status := http.StatusUnprocessableEntity
+	switch e.Kind {
+	case portforward.ErrClash, portforward.ErrInUse, portforward.ErrNotSocket:
+		status = http.StatusConflict
+	case portforward.ErrNotFound:
+		status = http.StatusNotFound
+	case portforward.ErrLimit, portforward.ErrClosed:
+		status = http.StatusServiceUnavailable
+	}
+	return problem(status, "", "%v", e)
+}
+
+func listLeases(c *call) (reply, error) { return ok(c.net.Leases()) }
+
+func releaseLease(c *call) (reply, error) {
+	a, err := netip.ParseAddr(c.PathValue("address"))
+	if err != nil {
+		return reply{}, problem(http.StatusBadRequest, "as /v1/leases/10.0.2.15", "%q is no address", short(c.PathValue("address")))
+	}
+	for _, l := range c.net.Leases() {
+		if l.Addr == a.Unmap() {
+			if err := c.net.ReleaseLease(l.Addr); err != nil {
+				return reply{}, problem(http.StatusConflict, "", "%v", err)
+			}
+			return done, nil
+		}
+	}
+	return reply{}, problem(http.StatusNotFound, "GET /v1/leases lists them", "no lease of %s", a)
+}
+
+// DNSRequest is a record to add.
+type DNSRequest struct {
+	Name  string `json:"name"`
+	Type  string `json:"type"`
+	Value string `json:"value"`
+	TTL   uint32 `json:"ttl,omitempty"` // 0: the server's own default
+}
+
+func listDNS(c *call) (reply, error) {
+	q := c.URL.Query()
+	return ok(slices.DeleteFunc(c.net.DNSRecords(), func(r backend.DNSRecord) bool {
+		return !matches(r, q.Get("name"), q.Get("type"), q.Get("value"))
+	}))
+}
+
+// matches compares names as DNS does, and takes a wish that is empty for any.
+func matches(r backend.DNSRecord, name, typ, value string) bool {
+	dot := func(s string) string { return strings.ToLower(strings.TrimSuffix(s, ".")) }
+	return (name == "" || dot(name) == dot(r.Name)) && (typ == "" || strings.EqualFold(typ, r.Type)) &&
+		(value == "" || dot(value) == dot(r.Value))
+}
+
+const dnsExample = `{"name":"db.internal","type":"A","value":"10.0.2.20"}`
+
+func addDNS(c *call) (reply, error) {
+	if c.URL.RawQuery != "" && (c.URL.Query().Has("name") || c.URL.Query().Has("type") || c.URL.Query().Has("value")) {
+		return reply{}, problem(http.StatusBadRequest, "as "+dnsExample, "a new record goes into the body, not into the query")
+	}
+	var r DNSRequest
+	if err := c.decode(&r, dnsExample); err != nil {
+		return reply{}, err
+	}
+	for _, f := range []struct{ name, value string }{{"name", r.Name}, {"type", r.Type}, {"value", r.Value}} {
+		if f.value == "" {
+			return reply{}, problem(http.StatusUnprocessableEntity, "as "+dnsExample, "dns record: no %s", f.name)
+		}
+	}
+	if err := c.net.AddDNS(backend.DNSRecord{Name: r.Name, Type: r.Type, Value: r.Value, TTL: r.TTL}); err != nil {
+		return reply{}, problem(http.StatusUnprocessableEntity, "as "+dnsExample, "%s", short(err.Error()))
+	}
+	return done, nil
+}
+
+func removeDNS(c *call) (reply, error) {
+	q := c.URL.Query()
+	name, typ, value := q.Get("name"), q.Get("type"), q.Get("value")
+	if name == "" {
+		return reply{}, problem(http.StatusBadRequest, "DELETE /v1/dns?name=db.internal&type=A", "which record? no name in the query")
+	}
+	if err := c.net.RemoveDNS(name, typ, value); err != nil {
+		return reply{}, problem(http.StatusNotFound, "GET /v1/dns lists them; those of leases go with their leases", "%s", short(err.Error()))
+	}
+	return done, nil
+}

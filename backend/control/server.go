@@ -1,0 +1,300 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vmnetd/vmnetd/backend"
+)
+
+const (
+	// maxBody: the largest honest request is a forward rule of some 300 bytes; a list of passt's rules has 8 KiB.
+	maxBody = 64 << 10
+	// maxHeader: a request line with an escaped socket path has under 1 KiB; net/http's own 1 MiB times 1000
+	// clients would be a gigabyte.
+	maxHeader = 16 << 10
+	// A client on this machine sends its whole request at once. Five seconds forgive one that is being swapped in.
+	headerTimeout = 5 * time.Second
+	bodyTimeout   = 10 * time.Second
+	// writeTimeout: a hundred thousand flows are 30 MB of JSON, seconds to a slow pager.
+	writeTimeout = 60 * time.Second
+	// idleTimeout: a client that keeps its connection polls more often than this.
+	idleTimeout = 2 * time.Minute
+	// maxNoise bounds what a request can put into a log line or an error.
+	maxNoise = 200
+)
+
+// Server answers the API. Its fields must not change once Serve runs.
+type Server struct {
+	// Networks are what it shows; the first answers where a request names none.
+	Networks []*backend.Network
+	// Version is the program's own.
+	Version string
+	// Listen are the places where guests plug in, for Status.
+	Listen []string
+	// Logger hears who changed what. Default slog.Default.
+	Logger *slog.Logger
+
+	allowed func(peer) bool // nil: own uid and root. Tests put themselves outside.
+}
+
+// Serve answers on l until ctx is done, when it gives requests under way a second (they wait for nothing but
+// memory), or until l fails. It closes l and returns when its goroutines have ended; nil after ctx.
+func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
+	// What the handlers' contexts derive from is cancelled last, so that nobody's request is cut for politeness.
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var conns sync.WaitGroup
+	h := &http.Server{
+		Handler:           s.handler(),
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       bodyTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(s.log().Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peerKey{}, peerOf(c))
+		},
+		ConnState: func(c net.Conn, st http.ConnState) {
+			switch st {
+			case http.StateNew:
+				conns.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				conns.Done()
+			}
+		},
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- h.Serve(l) }()
+	select {
+	case err := <-failed:
+		h.Close()
+		conns.Wait()
+		return fmt.Errorf("control: %w", err)
+	case <-ctx.Done():
+	}
+	grace, stop := context.WithTimeout(context.Background(), time.Second)
+	defer stop()
+	if h.Shutdown(grace) != nil {
+		h.Close()
+	}
+	<-failed
+	conns.Wait()
+	return nil
+}
+
+func (s *Server) log() *slog.Logger {
+	if s.Logger != nil {
+		return s.Logger
+	}
+	return slog.Default()
+}
+
+// call is a handler's view of a request.
+type call struct {
+	*http.Request
+	net *backend.Network
+}
+
+// reply is a handler's answer: a status code and what becomes JSON, nothing if nil.
+type reply struct {
+	code int
+	body any
+}
+
+type handler func(*call) (reply, error)
+
+// route is a path, the query parameters that it knows, and what may be done there.
+type route struct {
+	path    string
+	query   []string
+	methods map[string]handler
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	routes := s.routes()
+	var known []string
+	for _, r := range routes {
+		mux.Handle(r.path, s.serve(r))
+		known = append(known, r.path)
+	}
+	hint := "there is " + strings.Join(known, ", ")
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		s.fail(w, r, problem(http.StatusNotFound, hint, "no such path: %s", short(r.URL.Path)))
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p, _ := r.Context().Value(peerKey{}).(peer)
+		if allowed := s.allowed; allowed == nil && !p.ours() || allowed != nil && !allowed(p) {
+			s.log().Warn("control: refused", "peer", p.String())
+			s.fail(w, r, problem(http.StatusForbidden, "run it as that user, or as root", "this daemon belongs to uid %d", os.Geteuid()))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) serve(rt route) http.Handler {
+	var allow []string
+	for m := range rt.methods {
+		allow = append(allow, m)
+	}
+	if rt.methods[http.MethodGet] != nil {
+		allow = append(allow, http.MethodHead)
+	}
+	slices.Sort(allow)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		method := r.Method
+		if method == http.MethodHead {
+			method = http.MethodGet
+		}
+		h := rt.methods[method]
+		if h == nil {
+			w.Header().Set("Allow", strings.Join(allow, ", "))
+			s.fail(w, r, problem(http.StatusMethodNotAllowed, "it takes "+strings.Join(allow, ", "), "%s takes no %s", rt.path, short(r.Method)))
+			return
+		}
+		rep, err := s.answer(rt, h, w, r)
+		if method != http.MethodGet {
+			s.logChange(r, rep, err)
+		}
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		if rep.body == nil {
+			w.WriteHeader(rep.code)
+			return
+		}
+		send(w, r, rep.code, "application/json", rep.body)
+	})
+}
+
+func (s *Server) answer(rt route, h handler, w http.ResponseWriter, r *http.Request) (reply, error) {
+	q := r.URL.Query()
+	known := append([]string{"network"}, rt.query...)
+	for k, v := range q {
+		// A filter that is misspelt and passed over would show, or remove, too much.
+		if !slices.Contains(known, k) {
+			return reply{}, problem(http.StatusBadRequest, "it knows "+strings.Join(known, ", "), "%s knows no query parameter %q", rt.path, short(k))
+		}
+		if len(v) > 1 {
+			return reply{}, problem(http.StatusBadRequest, "give it once", "query parameter %q is there %d times", short(k), len(v))
+		}
+	}
+	n, err := s.network(q.Get("network"))
+	if err != nil {
+		return reply{}, err
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	return h(&call{r, n})
+}
+
+func (s *Server) network(name string) (*backend.Network, error) {
+	var names []string
+	for _, n := range s.Networks {
+		if name == "" || n.Status().Name == name {
+			return n, nil
+		}
+		names = append(names, n.Status().Name)
+	}
+	return nil, problem(http.StatusNotFound, "there is "+strings.Join(names, ", "), "no network %q", short(name))
+}
+
+func (s *Server) logChange(r *http.Request, rep reply, err error) {
+	p, _ := r.Context().Value(peerKey{}).(peer)
+	args := []any{"method", r.Method, "path", short(r.URL.RequestURI()), "peer", p.String()}
+	if err != nil {
+		s.log().Info("control: change refused", append(args, "error", short(err.Error()))...)
+		return
+	}
+	s.log().Info("control: change", append(args, "status", rep.code)...)
+}
+
+// fail sends err as a problem. What is none is the daemon's own failure.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	var p *Problem
+	if !errors.As(err, &p) {
+		p = problem(http.StatusInternalServerError, "the daemon's log may say more", "%v", err)
+		s.log().Error("control: failed", "method", r.Method, "path", short(r.URL.Path), "error", err)
+	}
+	send(w, r, p.Status, "application/problem+json", p)
+}
+
+func send(w http.ResponseWriter, r *http.Request, code int, typ string, body any) {
+	w.Header().Set("Content-Type", typ)
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	if r.Method != http.MethodHead {
+		json.NewEncoder(w).Encode(body) // a client that has gone hears nothing, and nobody else needs to
+	}
+}
+
+// decode reads a request's body into v, strictly: a field that is misspelt must not become a default.
+func (c *call) decode(v any, example string) error {
+	b, err := c.read(example)
+	if err != nil {
+		return err
+	}
+	return strict(b, v, example)
+}
+
+func (c *call) read(example string) ([]byte, error) {
+	// Besides keeping types apart, this is what no web page's form can send.
+	if t, _, err := mime.ParseMediaType(c.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		return nil, problem(http.StatusUnsupportedMediaType, `send JSON with "Content-Type: application/json", as `+example,
+			"content type %q is not read", short(c.Header.Get("Content-Type")))
+	}
+	b, err := io.ReadAll(c.Body)
+	var tooBig *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooBig):
+		return nil, problem(http.StatusRequestEntityTooLarge, "as "+example, "a body of more than %d bytes", maxBody)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, problem(http.StatusRequestTimeout, "send it at once", "the body did not come within %v", bodyTimeout)
+	case err != nil:
+		return nil, problem(http.StatusBadRequest, "as "+example, "the body cannot be read: %v", err)
+	}
+	return b, nil
+}
+
+func strict(b []byte, v any, example string) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		var p *Problem
+		if errors.As(forwardProblem(err), &p) {
+			return p
+		}
+		if errors.Is(err, io.EOF) {
+			err = errors.New("it is empty")
+		}
+		return problem(http.StatusBadRequest, "as "+example, "the body is not what is wanted: %s", short(err.Error()))
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return problem(http.StatusBadRequest, "one request, one value", "more follows behind the JSON value")
+	}
+	return nil
+}
+
+func short(s string) string {
+	if len(s) > maxNoise {
+		return strings.ToValidUTF8(s[:maxNoise], "") + "…"
+	}
+	return s
+}

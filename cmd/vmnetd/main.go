@@ -1,0 +1,141 @@
+// Vmnetd gives virtual machines a network without root: DHCP, DNS, a way out, and port forwards in.
+//
+//	vmnetd run -p 2222:22 -- qemu-system-x86_64 -m 1G disk.img     a network for one command
+//	vmnetd serve                                                    a daemon; it prints the lines for QEMU
+//	vmnetd vm ls                                                    who is plugged in
+//
+// The commands that look and change speak to a daemon's control socket and to nothing else; what they can do, any
+// program can (package backend/control). What is here is flags, files and signals: serve.go and run.go are the two
+// daemons, listen.go is where guests plug in, inspect.go is the rest.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker for releases.
+var version = ""
+
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" {
+		return bi.Main.Version
+	}
+	return "devel"
+}
+
+// Exit codes. run has its command's instead, or the shell's for one that cannot be started.
+const (
+	exitFailure    = 1
+	exitUsage      = 2
+	exitCannotExec = 126 // found, but it cannot be executed (POSIX sh, 2.8.2)
+	exitNotFound   = 127
+)
+
+// usageError is a command line that cannot be right.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// hintError is an error and what to do about it.
+type hintError struct {
+	error
+	hint string
+}
+
+func (e hintError) Unwrap() error { return e.error }
+
+// exitError is a status to end with, and nothing to say.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func main() { os.Exit(vmnetd(os.Args[1:])) }
+
+// vmnetd runs a command line and returns the status to exit with.
+func vmnetd(args []string) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteC()
+	if err == nil {
+		return 0
+	}
+	var exit exitError
+	if errors.As(err, &exit) {
+		return int(exit)
+	}
+	fmt.Fprintf(os.Stderr, "vmnetd: %v\n", err)
+	var hint hintError
+	var usage usageError
+	var noExec cannotExec
+	if errors.As(err, &hint) {
+		fmt.Fprintf(os.Stderr, "  %s\n", hint.hint)
+	}
+	switch {
+	case errors.As(err, &usage):
+		fmt.Fprintf(os.Stderr, "  '%s --help' tells more\n", cmd.CommandPath())
+		return exitUsage
+	case errors.Is(err, exec.ErrNotFound):
+		return exitNotFound
+	case errors.As(err, &noExec):
+		return exitCannotExec
+	}
+	return exitFailure
+}
+
+func rootCommand() *cobra.Command {
+	root := group("vmnetd", "A network for virtual machines, without root", `A network for virtual machines, without root: DHCP, DNS, a way out, and port forwards in.
+
+  vmnetd run -p 2222:22 -- qemu-system-x86_64 -m 1G disk.img    a network for one command
+  vmnetd serve                                                  a daemon; it prints the lines for QEMU
+  vmnetd vm ls                                                  who is plugged in
+
+Exit status: 0 if it was done, 1 if it failed, 2 if the command line was wrong; of 'run', the command's own.`)
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(serveCommand(), runCommand(), versionCommand())
+	root.AddCommand(inspectCommands()...)
+	return root
+}
+
+// group is a command that only has commands under it.
+func group(use, short, long string, sub ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("%s has no command %q", c.CommandPath(), args[0])
+			}
+			if c.HasParent() {
+				return usagef("%s: which command?", c.CommandPath())
+			}
+			return c.Help()
+		}}
+	c.AddCommand(sub...)
+	return c
+}
+
+// args makes a wrong number of arguments a usage error.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, a []string) error {
+		if err := check(c, a); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: args(cobra.NoArgs),
+		Run: func(c *cobra.Command, _ []string) { fmt.Fprintln(c.OutOrStdout(), "vmnetd", versionString()) }}
+}

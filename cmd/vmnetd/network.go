@@ -1,0 +1,183 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"github.com/vmnetd/vmnetd/backend"
+	"github.com/vmnetd/vmnetd/portforward"
+)
+
+// networkFlags are the flags of serve and run that make a network.
+type networkFlags struct {
+	cfg       backend.Config
+	resolvers []string
+	static    []string
+	openLL    []string
+	forwards  []string
+	logLevel  slog.Level
+	logFormat string
+}
+
+// aliases are QEMU's names for the same things, so that a `-netdev user` line can be typed over.
+var aliases = map[string]string{
+	"host": "gateway", "dns": "dns-addr", "dhcpstart": "first", "ipv6-net": "net6", "ipv6-host": "gateway6",
+	"ipv6-dns": "dns-addr6", "domainname": "domain", "dnssearch": "search", "hostfwd": "forward", "publish": "forward",
+}
+
+func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
+	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if a := aliases[name]; a != "" {
+			name = a
+		}
+		return pflag.NormalizedName(name)
+	})
+	c := &n.cfg
+	fs.StringArrayVarP(&n.forwards, "forward", "p", nil, "`RULE` that lets the host in: 2222:22, tcp:127.0.0.1:2222-:22, 127.0.0.1:5353:53/udp, unix:/PATH-:80")
+	fs.StringVar(&c.Name, "name", "", "the network's `NAME` in logs and in the API (default \"default\")")
+	fs.Var(&prefixValue{&c.Prefix4}, "net", "guests' IPv4 `PREFIX` (default 10.0.2.0/24)")
+	fs.TextVar(&c.Gateway4, "gateway", netip.Addr{}, "`ADDRESS` of the gateway, which stands for the host (default the second: 10.0.2.2)")
+	fs.TextVar(&c.DNS4, "dns-addr", netip.Addr{}, "`ADDRESS` of the DNS server (default the third: 10.0.2.3)")
+	fs.TextVar(&c.First4, "first", netip.Addr{}, "first `ADDRESS` to lease (default the fifteenth: 10.0.2.15)")
+	fs.Var(&prefixValue{&c.Prefix6}, "net6", "guests' IPv6 `PREFIX`, a /64 (default one of the network's own in fd00::/8)")
+	fs.TextVar(&c.Gateway6, "gateway6", netip.Addr{}, "IPv6 `ADDRESS` of the gateway (default ::2 of the prefix)")
+	fs.TextVar(&c.DNS6, "dns-addr6", netip.Addr{}, "IPv6 `ADDRESS` of the DNS server (default ::3 of the prefix)")
+	fs.IntVar(&c.MTU, "mtu", 0, "largest packet, 1280 to 65520 `BYTES`; a large one is several times as fast with virtio (default 1500)")
+	fs.StringVar(&c.Domain, "domain", "", "guests' DNS `DOMAIN` (default internal)")
+	fs.StringArrayVar(&c.Search, "search", nil, "further DNS search `DOMAIN` told to guests; may be repeated")
+	fs.StringArrayVar(&n.resolvers, "resolver", nil, "`ADDRESS[:PORT]` that is asked for other names; may be repeated (default the host's own)")
+	fs.StringArrayVar(&n.static, "static", nil, "fixed lease, `MAC=ADDRESS`[,ADDRESS] of either family; may be repeated")
+	fs.BoolVar(&c.NoHostLoopback, "no-host-loopback", false, "keep guests from the host's loopback, which the gateway's address leads to")
+	fs.StringArrayVar(&n.openLL, "open-link-local", nil, "link-local `PREFIX` that guests may reach, as 169.254.169.254/32; may be repeated")
+	fs.BoolVar(&c.Isolate, "isolate", false, "keep guests from one another")
+	fs.StringVar(&c.StateDir, "state-dir", "", "`FOLDER` where leases survive a restart (default: they do not)")
+	n.logLevel = level
+	fs.TextVar(&n.logLevel, "log-level", level, "`LEVEL` of the log: debug, info, warn, error")
+	fs.StringVar(&n.logFormat, "log-format", "text", "`FORMAT` of the log: text or json")
+}
+
+// config is what the flags make. Its errors are usage errors.
+func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule, error) {
+	c := n.cfg
+	fail := func(err error) (backend.Config, []portforward.Rule, error) { return c, nil, usageError{err} }
+	for _, s := range n.resolvers {
+		r, err := netip.ParseAddrPort(s)
+		if a, aerr := netip.ParseAddr(strings.Trim(s, "[]")); aerr == nil {
+			r, err = netip.AddrPortFrom(a, 53), nil
+		}
+		if err != nil || r.Port() == 0 {
+			return fail(fmt.Errorf("--resolver %s: want 192.0.2.1, 192.0.2.1:5353 or [2001:db8::1]:5353", s))
+		}
+		c.Resolvers = append(c.Resolvers, r)
+	}
+	for _, s := range n.openLL {
+		p, err := parsePrefix(s)
+		if err != nil {
+			return fail(fmt.Errorf("--open-link-local %s: %w", s, err))
+		}
+		if !p.Addr().IsLinkLocalUnicast() {
+			return fail(fmt.Errorf("--open-link-local %s: not in 169.254.0.0/16 or fe80::/10; nothing else is closed", s))
+		}
+		c.OpenLinkLocal = append(c.OpenLinkLocal, p)
+	}
+	for _, s := range n.static {
+		mac, addrs, err := parseStatic(s)
+		if err != nil {
+			return fail(fmt.Errorf("--static %s: %w", s, err))
+		}
+		if c.Static == nil {
+			c.Static = map[string][]netip.Addr{}
+		}
+		c.Static[mac] = append(c.Static[mac], addrs...)
+	}
+	var rules []portforward.Rule
+	for _, s := range n.forwards {
+		r, err := portforward.ParseRule(s)
+		if err != nil {
+			return fail(fmt.Errorf("-p: %w", err))
+		}
+		rules = append(rules, r...)
+	}
+	opts := &slog.HandlerOptions{Level: n.logLevel}
+	switch n.logFormat {
+	case "text":
+		c.Logger = slog.New(slog.NewTextHandler(log, opts))
+	case "json":
+		c.Logger = slog.New(slog.NewJSONHandler(log, opts))
+	default:
+		return fail(fmt.Errorf("--log-format %s: want text or json", n.logFormat))
+	}
+	if limit, ok := fileLimit(); ok {
+		c.Limits.Total = conversations(limit)
+	}
+	return c, rules, nil
+}
+
+// conversations is how many there may be with so many descriptors. Each takes one; an eighth, and no less than 256,
+// is kept for what must work when they have run out: guests' wires, the control socket, forwards' listeners, DNS
+// queries to the host's resolvers.
+func conversations(descriptors uint64) int {
+	descriptors = min(descriptors, 1<<30) // "unlimited"
+	spare := max(256, descriptors/8)
+	if descriptors < 2*spare {
+		return int(max(descriptors/2, 1))
+	}
+	return int(descriptors - spare)
+}
+
+// prefixValue reads a.b.c.d/n, and a.b.c.d/m.m.m.m as QEMU does.
+type prefixValue struct{ p *netip.Prefix }
+
+func (v *prefixValue) Type() string { return "prefix" }
+
+func (v *prefixValue) String() string {
+	if v.p == nil || !v.p.IsValid() {
+		return ""
+	}
+	return v.p.String()
+}
+
+func (v *prefixValue) Set(s string) (err error) {
+	*v.p, err = parsePrefix(s)
+	return err
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p, nil
+	}
+	addr, mask, ok := strings.Cut(s, "/")
+	a, err := netip.ParseAddr(addr)
+	m, merr := netip.ParseAddr(mask)
+	if ok && err == nil && merr == nil && a.Is4() && m.Is4() {
+		if ones, bits := net.IPMask(m.AsSlice()).Size(); bits == 32 {
+			return netip.PrefixFrom(a, ones), nil
+		}
+	}
+	return netip.Prefix{}, fmt.Errorf("want ADDRESS/BITS, as 10.0.2.0/24 or fd00::/64")
+}
+
+func parseStatic(s string) (mac string, addrs []netip.Addr, err error) {
+	m, list, _ := strings.Cut(s, "=")
+	hw, err := net.ParseMAC(m)
+	if err != nil || len(hw) != 6 {
+		return "", nil, fmt.Errorf("%q is no MAC: want 52:54:00:12:34:56=10.0.2.20", m)
+	}
+	for a := range strings.SplitSeq(list, ",") {
+		addr, err := netip.ParseAddr(a)
+		if err != nil || addr.Zone() != "" {
+			return "", nil, fmt.Errorf("%q is no address: want 52:54:00:12:34:56=10.0.2.20", a)
+		}
+		if slices.Contains(addrs, addr) {
+			return "", nil, fmt.Errorf("%s is there twice", addr)
+		}
+		addrs = append(addrs, addr)
+	}
+	return hw.String(), addrs, nil
+}

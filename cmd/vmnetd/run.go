@@ -1,0 +1,220 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func runCommand() *cobra.Command {
+	var n networkFlags
+	var ctl, logFile, mac string
+	c := &cobra.Command{
+		Use:   "run [-p RULE]... [flags] -- COMMAND [ARGUMENT]...",
+		Short: "Run one command with a network of its own",
+		Long: `Run one command with a network of its own, which ends with it.
+
+  vmnetd run -p 2222:22 -- qemu-system-x86_64 -m 1G disk.img
+
+A QEMU command is given what it misses: -netdev with the wire, over an inherited descriptor, and a virtio network card.
+The card's MAC comes from the command's -uuid, else its -name, else the current folder, so that it stays the same;
+--mac sets another. To say more, use our word in the command:
+
+  -netdev vmnetd[,id=ID]                      where the wire goes; a -device that names ID is then the card
+  -nic vmnetd[,model=MODEL][,mac=MAC]         as with QEMU's own -nic
+
+A -netdev with id=vmnetd of the user's own is left as it is. Any other command, a script around QEMU too, finds the
+wire in descriptor $VMNETD_FD, each Ethernet frame behind its length in 32 bits, big-endian; if our word is among its
+arguments, they are treated as QEMU's. $VMNETD_CONTROL is the control socket, for 'vmnetd status' and its like; it is
+in a private folder that goes at the end, unless --control names one.
+
+The command has our terminal and is in our process group: what is typed, ^C or ^Z, it gets by itself. Signals that
+are sent to vmnetd (INT, TERM, HUP, QUIT, USR1, USR2) are passed on. On Linux, when vmnetd is killed the command gets
+SIGTERM, since its network is gone for good; who wants a VM to outlive its network uses 'vmnetd serve'.
+
+Exit status: the command's, or 128 and the signal that ended it; 126 if it cannot be executed, 127 if it is not
+found, 1 if the network failed, 2 if the command line was wrong.`,
+		Args: args(func(c *cobra.Command, a []string) error {
+			if len(a) == 0 {
+				return errors.New("run: which command? as in: vmnetd run -- qemu-system-x86_64 disk.img")
+			}
+			return nil
+		}),
+	}
+	n.add(c.Flags(), slog.LevelWarn)
+	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default in a private folder)")
+	c.Flags().StringVar(&logFile, "log-file", "", "`FILE` that the log is appended to (default stderr)")
+	c.Flags().StringVar(&mac, "mac", "", "`MAC` of the card that is added")
+	c.Flags().SetInterspersed(false) // flags behind the command's name are the command's
+	c.RunE = func(c *cobra.Command, a []string) error {
+		fd := freeDescriptor() // before we open any
+		var log io.Writer = os.Stderr
+		if logFile != "" {
+			f, err := os.OpenFile(logFile, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			log = f
+		}
+		cfg, rules, err := n.config(log)
+		if err != nil {
+			return err
+		}
+		program, err := find(a[0])
+		if err != nil {
+			return err
+		}
+		w := wire{fd: fd, mac: mac}
+		if mac == "" {
+			dir, _ := os.Getwd()
+			w.mac = vmMAC(a[1:], dir)
+		} else if hw, err := net.ParseMAC(mac); err != nil || len(hw) != 6 || hw[0]&1 != 0 {
+			return usagef("--mac %s: want six bytes of a single station, as 52:54:00:12:34:56", mac)
+		}
+		argv := a[1:]
+		if wantsNetwork(program, argv) {
+			if isQEMU(program) {
+				told := false
+				if w.old, told = oldQEMU(c.Context(), program); !told {
+					cfg.Logger.Warn("no version from the command: taken for QEMU 7.2 or later", "program", program)
+				}
+			}
+			if argv, err = addNetwork(program, argv, w); err != nil {
+				return err
+			}
+		}
+		return run(cfg.Logger, program, append([]string{a[0]}, argv...), fd, func(d *daemon) error {
+			if ctl == "" {
+				dir, err := makeRuntimeDir()
+				if err != nil {
+					return err
+				}
+				d.dirs = append(d.dirs, dir)
+				own, err := os.MkdirTemp(dir, "run-")
+				if err != nil {
+					return err
+				}
+				d.dirs = append(d.dirs, own)
+				ctl = filepath.Join(own, "control.sock")
+			}
+			return d.start(cfg, rules, ctl)
+		})
+	}
+	return c
+}
+
+// find looks a program up as a shell does, with the shell's exit codes.
+func find(name string) (string, error) {
+	p, err := exec.LookPath(name)
+	switch {
+	case err == nil:
+		return p, nil
+	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
+		err = fmt.Errorf("%s: %w", name, exec.ErrNotFound)
+		if isQEMU(name) {
+			err = hintError{err, "is QEMU installed? On Debian: apt install qemu-system-x86 (or -arm, -misc, …)"}
+		}
+		return "", err
+	case errors.Is(err, fs.ErrPermission):
+		return "", cannotExec{fmt.Errorf("%s: permission denied", name)}
+	}
+	return "", err
+}
+
+// cannotExec is a command that is there and cannot be started.
+type cannotExec struct{ error }
+
+// freeDescriptor is the first number that a child of ours would find closed.
+func freeDescriptor() int {
+	fd := 3
+	for inheritable(fd) {
+		fd++
+	}
+	return fd
+}
+
+// run starts the network by start and a command with the wire in descriptor fd, and waits for the command to end.
+func run(log *slog.Logger, program string, argv []string, fd int, start func(*daemon) error) error {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	d := &daemon{log: log, doors: []*door{{framing: framings[0], addr: "run:" + filepath.Base(program), conn: ours, remove: func() {}}}}
+	defer d.stop(0) // who would have anything to finish has ended
+	signals := make(chan os.Signal, 16)
+	notify(signals, passSignals)
+	defer signal.Stop(signals)
+	if err := start(d); err != nil {
+		return err
+	}
+	cmd := exec.Command(program)
+	cmd.Args = argv
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), "VMNETD_FD="+strconv.Itoa(fd), controlEnv+"="+d.control)
+	for n := 3; n < fd; n++ { // what others have handed to us for the command keeps its number
+		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(n), "inherited"))
+	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
+	dieWithUs(cmd)
+
+	started, ended := make(chan error, 1), make(chan error, 1)
+	go func() {
+		// The kernel's parent-death signal is sent when the thread ends that has started the command.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		theirs.Close() // or we would never see the command's end close
+		started <- err
+		if err == nil {
+			ended <- cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		return cannotExec{err}
+	}
+	failed := d.failed
+	var failure error
+	for {
+		select {
+		case s := <-signals:
+			if typed[s] && foreground() {
+				continue // it came from the terminal, and the command has its own
+			}
+			cmd.Process.Signal(s)
+		case failure = <-failed:
+			log.Error("the network failed; ending the command", "error", failure)
+			cmd.Process.Signal(syscall.SIGTERM)
+			failed = nil
+		case err := <-ended:
+			if failure != nil {
+				return failure
+			}
+			return status(err)
+		}
+	}
+}
+
+// status makes a command's end ours.
+func status(err error) error {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return exitError(128 + int(ws.Signal()))
+	}
+	return exitError(exit.ExitCode())
+}

@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/vmnetd/vmnetd/backend"
+	"github.com/vmnetd/vmnetd/backend/control"
+	"github.com/vmnetd/vmnetd/portforward"
+)
+
+// grace is how long conversations have to finish once the daemon is told to end: enough for what is in buffers,
+// short enough that nobody waits for a shutdown.
+const grace = time.Second
+
+func serveCommand() *cobra.Command {
+	var n networkFlags
+	var ctl string
+	c := &cobra.Command{
+		Use:   "serve [--qemu ADDRESS]... [-p RULE]...",
+		Short: "Run a network that guests plug into",
+		Long: `Run a network that guests plug into, any number, together or one after another, until SIGINT or SIGTERM.
+
+Guests come in at the addresses that --qemu names; each takes any number of guests, but fd:N with a connected socket,
+which is one guest. Without --qemu it is unix:$XDG_RUNTIME_DIR/vmnetd/qemu.sock, and the lines for QEMU are printed.
+
+  unix:PATH          a socket file of mode 0600; one that is left over is replaced
+  tcp:[HOST:]PORT    on 127.0.0.1 unless HOST says otherwise; port 0 is any free one. Frames are not authenticated:
+                     every user of this machine, or of that network, can plug in
+  fd:N               a stream socket that vmnetd was started with, connected or listening
+
+Flags of the network have QEMU's names as well: --host, --dns, --dhcpstart, --ipv6-net, --dnssearch, --hostfwd, ...
+
+At the end conversations get a second; a second signal ends them at once. Exit status: 0 after a signal, or when the
+last guest of connected descriptors has gone; 1 if it failed, with the reason on stderr; 2 if the command line was wrong.`,
+		Args: args(cobra.NoArgs),
+	}
+	n.add(c.Flags(), slog.LevelInfo)
+	addrs := make([]*[]string, len(framings))
+	for i, f := range framings {
+		addrs[i] = c.Flags().StringArray(f.name, nil, f.usage+"; may be repeated")
+	}
+	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, rules, err := n.config(os.Stderr)
+		if err != nil {
+			return err
+		}
+		d := &daemon{log: cfg.Logger}
+		defer d.stop(0)
+		// Descriptors first: what we open ourselves must not be taken for one that we were handed.
+		for _, fdFirst := range []bool{true, false} {
+			for i, f := range framings {
+				for _, a := range *addrs[i] {
+					if strings.HasPrefix(a, "fd:") == fdFirst {
+						if err := d.open(f, a); err != nil {
+							return err
+						}
+					}
+				}
+			}
+		}
+		if len(d.doors) == 0 {
+			dir, err := makeRuntimeDir()
+			if err != nil {
+				return err
+			}
+			d.dirs = append(d.dirs, dir)
+			if err := d.open(framings[0], "unix:"+filepath.Join(dir, "qemu.sock")); err != nil {
+				return err
+			}
+		}
+		if ctl == "" && os.Getenv(controlEnv) == "" {
+			dir, err := makeRuntimeDir()
+			if err != nil {
+				return err
+			}
+			d.dirs = append(d.dirs, dir)
+		}
+		signals := make(chan os.Signal, 2)
+		notify(signals, endSignals)
+		if err := d.start(cfg, rules, controlPath(ctl)); err != nil {
+			return err
+		}
+		d.tell(c)
+		select {
+		case s := <-signals:
+			d.log.Info("ending", "signal", s)
+			go func() {
+				s := <-signals
+				d.removeFiles()
+				os.Exit(128 + signalNumber(s))
+			}()
+			d.stop(grace)
+			return nil
+		case err := <-d.failed:
+			return err
+		case <-d.idle:
+			d.log.Info("ending: the last guest has gone and none can come")
+			return nil
+		}
+	}
+	return c
+}
+
+// notify asks for signals, but for those that whoever started us wants ignored, as nohup does.
+func notify(ch chan<- os.Signal, sigs []os.Signal) {
+	for _, s := range sigs {
+		if !signal.Ignored(s) {
+			signal.Notify(ch, s)
+		}
+	}
+}
+
+// daemon is a network with its doors and its control socket.
+type daemon struct {
+	log   *slog.Logger
+	doors []*door
+	net   *backend.Network
+	dirs  []string // folders of ours, outermost first: they go if they are empty by then
+
+	control       string // path
+	removeControl func()
+	bound         []portforward.Rule
+
+	failed chan error    // what went wrong while running
+	idle   chan struct{} // closed when no guest is here or can come
+
+	endDoors, endWires, endControl context.CancelFunc
+	running                        sync.WaitGroup // doors and wires
+	controlling                    sync.WaitGroup
+	once                           sync.Once
+}
+
+func (d *daemon) open(f framing, addr string) error {
+	door, err := openDoor(f, addr)
+	if err != nil {
+		if errors.Is(err, errInUse) {
+			err = hintError{err, "if it is a daemon that can be used as it is, 'vmnetd status' shows it; else name another place with --" + f.name + " and --control"}
+		}
+		return err
+	}
+	d.doors = append(d.doors, door)
+	return nil
+}
+
+// start opens everything and lets guests in. After an error the daemon needs its stop all the same.
+func (d *daemon) start(cfg backend.Config, rules []portforward.Rule, ctlPath string) error {
+	l, remove, err := listenUnix(ctlPath)
+	if err != nil {
+		err = fmt.Errorf("control socket: %w", err)
+		if errors.Is(err, errInUse) {
+			err = hintError{err, "a daemon is running there: 'vmnetd status' shows it; for a second one name other places with --control and --qemu"}
+		}
+		return err
+	}
+	d.control, d.removeControl = l.Addr().String(), remove
+	if d.net, err = backend.New(cfg); err != nil {
+		l.Close()
+		var file *fs.PathError
+		if errors.As(err, &file) { // the state folder's
+			return err
+		}
+		return usageError{err} // what else a Config can be wrong in came from flags
+	}
+	if d.bound, err = d.net.Forwards().AddAll(context.Background(), rules); err != nil {
+		l.Close()
+		return err
+	}
+	srv := &control.Server{Networks: []*backend.Network{d.net}, Version: versionString(), Logger: cfg.Logger}
+	for _, door := range d.doors {
+		srv.Listen = append(srv.Listen, door.String())
+		if door.note != "" {
+			d.log.Warn(door.note, "door", door.String())
+		}
+	}
+	d.failed = make(chan error, len(d.doors)+1)
+	d.idle = make(chan struct{})
+	var doors, wires, ctl context.Context
+	doors, d.endDoors = context.WithCancel(context.Background())
+	wires, d.endWires = context.WithCancel(context.Background())
+	ctl, d.endControl = context.WithCancel(context.Background())
+	d.controlling.Go(func() {
+		if err := srv.Serve(ctl, l); err != nil {
+			d.failed <- err
+		}
+	})
+	for _, door := range d.doors {
+		d.running.Go(func() {
+			if err := door.serve(doors, wires, d.net, d.log); err != nil {
+				d.failed <- err
+			}
+		})
+	}
+	d.controlling.Go(func() {
+		d.running.Wait()
+		close(d.idle)
+	})
+	return nil
+}
+
+// stop ends everything, conversations after patience, and takes our files away. It may be called again, and after a
+// start that failed half way.
+func (d *daemon) stop(patience time.Duration) {
+	d.once.Do(func() {
+		for _, door := range d.doors {
+			if door.conn != nil && d.endWires == nil {
+				door.conn.Close()
+			}
+			door.close() // nobody new; the files go first, so that nobody tries
+		}
+		if d.endDoors != nil {
+			d.endDoors()
+		}
+		if d.net != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			if err := d.net.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+				d.log.Warn("network ended badly", "error", err)
+			}
+			cancel()
+			d.net.Close()
+		}
+		if d.endDoors != nil {
+			d.endWires()
+			d.running.Wait()
+			d.endControl()
+			d.controlling.Wait()
+		}
+		d.removeFiles()
+	})
+}
+
+func (d *daemon) removeFiles() {
+	for _, door := range d.doors {
+		door.remove()
+	}
+	if d.removeControl != nil {
+		d.removeControl()
+	}
+	for _, dir := range slices.Backward(d.dirs) {
+		os.Remove(dir) // does nothing to one that is not empty
+	}
+}
+
+// tell prints how guests plug in, and what the system picked.
+func (d *daemon) tell(c *cobra.Command) {
+	out := c.OutOrStdout()
+	st := d.net.Status()
+	fmt.Fprintf(out, "network %s and %s, gateway %s and %s\n", st.Prefix4, st.Prefix6, st.Gateway4, st.Gateway6)
+	for _, r := range d.bound {
+		fmt.Fprintf(out, "forward %s\n", r)
+	}
+	for _, door := range d.doors {
+		if door.l != nil {
+			fmt.Fprint(out, door.framing.lines(door))
+		}
+	}
+	flag := ""
+	if d.control != controlPath("") {
+		flag = " --control " + shellQuote(d.control)
+	}
+	fmt.Fprintf(out, "control %s\n  vmnetd status%s\n", d.control, flag)
+}
+
+// qemuLines are the arguments for QEMU to paste. The version notes are from QEMU's qapi/net.json ("Since" of stream,
+// reconnect and reconnect-ms) and docs/about/removed-features: reconnect went in 10.2.
+func qemuLines(d *door) string {
+	var b strings.Builder
+	kind, addr, _ := strings.Cut(d.addr, ":")
+	var to, old string
+	switch kind {
+	case "unix":
+		to = "addr.type=unix,addr.path=" + qemuEscape(addr)
+	case "tcp":
+		ap := netip.MustParseAddrPort(addr)
+		host := ap.Addr()
+		if host.IsUnspecified() { // the VMM is on this machine as far as we know
+			host = map[bool]netip.Addr{true: netip.AddrFrom4([4]byte{127, 0, 0, 1}), false: netip.IPv6Loopback()}[host.Is4()]
+		}
+		to = fmt.Sprintf("addr.type=inet,addr.host=%s,addr.port=%d", host, ap.Port())
+		old = fmt.Sprintf("  up to 7.1   -netdev socket,id=net0,connect=%s\n", netip.AddrPortFrom(host, ap.Port()))
+	default:
+		return fmt.Sprintf("guests plug in at %s\n", d.addr)
+	}
+	fmt.Fprintf(&b, "guests plug in at %s; for QEMU 7.2 and later:\n", d.addr)
+	fmt.Fprintf(&b, "  -netdev %s -device virtio-net-pci,netdev=net0,mac=%s\n", shellQuote("stream,id=net0,server=off,"+to), randomMAC())
+	b.WriteString("each guest with a MAC of its own; to come back after a restart of vmnetd add to -netdev\n")
+	b.WriteString("  ,reconnect-ms=1000   QEMU 9.2 and later\n  ,reconnect=1         QEMU 8.0 to 9.1\n")
+	b.WriteString(old)
+	return b.String()
+}
+
+// qemuEscape doubles commas, which end a value in QEMU's option syntax.
+func qemuEscape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+func shellQuote(s string) string {
+	if strings.ContainsFunc(s, func(c rune) bool {
+		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+,./:@%[]", c)
+	}) {
+		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	}
+	return s
+}
+
+// randomMAC is in the block that QEMU and libvirt use, 52:54:00, locally administered.
+func randomMAC() string {
+	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 0, 0}
+	rand.Read(mac[3:])
+	return mac.String()
+}
