@@ -92,17 +92,20 @@ func (h *Host) DialContext(ctx context.Context, network string, dst netip.AddrPo
 	d := h.dialer(network, dst.Addr())
 	d.Timeout = cmp.Or(h.DialTimeout, DefaultDialTimeout)
 	c, err := d.DialContext(ctx, network, dst.String())
-	if err == nil {
-		return c, nil
+	if err != nil {
+		return nil, h.noAddress(dst, err)
 	}
-	if errors.Is(err, syscall.EADDRNOTAVAIL) {
-		// No port left, or no address of this family at all? UDP's ports
-		// are others, so that it fails in the second case only.
-		if e := h.routeTo(dst); e != nil {
-			return nil, &UnreachableError{Dst: dst, Kind: NetUnreachable, Err: err}
-		}
+	return c, nil
+}
+
+// noAddress tells the two meanings of EADDRNOTAVAIL apart: no port is left, or
+// no address of this family can be the source. UDP's ports are others, so that
+// it fails in the second case only.
+func (h *Host) noAddress(dst netip.AddrPort, err error) error {
+	if errors.Is(err, syscall.EADDRNOTAVAIL) && h.routeTo(dst) != nil {
+		return &UnreachableError{Dst: dst, Kind: NetUnreachable, Err: err}
 	}
-	return nil, err
+	return err
 }
 
 // dialer leaves as this Host's fields say.

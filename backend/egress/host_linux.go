@@ -43,7 +43,7 @@ func (h *Host) Connect(network string, dst netip.AddrPort) (fd int, err error) {
 	}
 	if err := h.connect(fd, dst); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("egress: connect %s: %w", dst, err)
+		return -1, h.noAddress(dst, fmt.Errorf("egress: connect %s: %w", dst, err))
 	}
 	return fd, nil
 }

@@ -15,6 +15,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// lentBuffers counts what it lends.
+type lentBuffers struct {
+	mu        sync.Mutex
+	cond      *sync.Cond
+	got, back int
+}
+
+func (l *lentBuffers) Get() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.got++
+	l.signal()
+	return make([]byte, 2048)
+}
+
+func (l *lentBuffers) Put([]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.back++
+	l.signal()
+}
+
+func (l *lentBuffers) signal() {
+	if l.cond != nil {
+		l.cond.Broadcast()
+	}
+}
+
+func (l *lentBuffers) out() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.got - l.back
+}
+
 // wait returns when n loans were made and all of them given back: on Linux n
 // readers are then asleep without a buffer.
 func (l *lentBuffers) wait(t *testing.T, n int) {
@@ -30,6 +64,37 @@ func (l *lentBuffers) wait(t *testing.T, n int) {
 		}
 		l.cond.Wait()
 	}
+}
+
+func TestUDPClose(t *testing.T) {
+	both(t, func(t *testing.T, lo netip.Addr) {
+		pc := listenUDP(t, new(Host), UDPNetwork(lo), netip.AddrPort{})
+		lent := &lentBuffers{}
+		res := make(chan error)
+		go func() {
+			_, _, err := pc.ReadBorrowed(lent)
+			res <- err
+		}()
+		lent.wait(t, 1)
+		if err := pc.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-res; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("blocked read: %v", err)
+		}
+		if _, _, err := pc.ReadFrom(nil); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("read: %v", err)
+		}
+		if _, err := pc.WriteTo(nil, netip.AddrPortFrom(lo, 9)); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("write: %v", err)
+		}
+		if err := pc.Close(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("close: %v", err)
+		}
+		if n := lent.out(); n != 0 {
+			t.Errorf("%d buffers not given back", n)
+		}
+	})
 }
 
 // readError reads until an error of one destination comes.
