@@ -1,0 +1,206 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+//go:embed init.sh
+var initScript []byte
+
+//go:embed udhcpc.sh
+var udhcpcScript []byte
+
+// guestModules are the drivers of the devices that Start gives a guest, and those that a test may
+// load by itself.
+var guestModules = []string{"virtio_pci", "virtio_net", "virtio_console"}
+
+// keepImages is how many images stay in the cache: each is some 10 MiB, and a new one comes with
+// each change of the guest's program.
+const keepImages = 4
+
+// Image returns a kernel and an initramfs for QEMU's -kernel and -initrd: Debian's cloud kernel
+// and busybox-static, unpacked and never installed, and the program of e2e/guestbin. Both are kept
+// in the cache folder ($VMNETD_CACHE), by their content. It needs Debian's apt and dpkg and the go
+// tool, and the mirror only where the packages are not in the cache yet. logf hears of what may
+// take longer than a second; nil for nobody.
+func Image(ctx context.Context, logf func(format string, args ...any)) (kernel, initrd string, err error) {
+	if logf == nil {
+		logf = func(string, ...any) {}
+	}
+	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
+		return "", "", fmt.Errorf("test guests are made on linux/amd64 only, this is %s/%s", runtime.GOOS, runtime.GOARCH)
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		return "", "", err
+	}
+	// One process makes it once.
+	made.Lock()
+	defer made.Unlock()
+	if made.kernel != "" {
+		return made.kernel, made.initrd, nil
+	}
+	// Test packages run side by side: one of them fetches, the others find it done.
+	unlock, err := lock(ctx, filepath.Join(cache, "lock"))
+	if err != nil {
+		return "", "", err
+	}
+	defer unlock()
+
+	deb, err := unpacked(ctx, cache, "linux-image-*-cloud-amd64_*", kernelPackage("amd64"), logf)
+	if err != nil {
+		return "", "", fmt.Errorf("kernel: %w", err)
+	}
+	box, err := unpacked(ctx, cache, "busybox-static_*", func(apt) (string, error) { return "busybox-static", nil }, logf)
+	if err != nil {
+		return "", "", fmt.Errorf("busybox: %w", err)
+	}
+	if kernel, err = oneOf(deb, "boot/vmlinuz-*"); err != nil {
+		return "", "", err
+	}
+	modules, err := oneOf(deb, "lib/modules/*", "usr/lib/modules/*")
+	if err != nil {
+		return "", "", err
+	}
+	busybox, err := oneOf(box, "bin/busybox", "usr/bin/busybox")
+	if err != nil {
+		return "", "", err
+	}
+	logf("making the guest's image")
+	program, err := buildGuest(ctx, cache)
+	if err != nil {
+		return "", "", err
+	}
+	body, err := initramfs(busybox, modules, program)
+	if err != nil {
+		return "", "", err
+	}
+	if initrd, err = keep(filepath.Join(cache, "images"), body); err != nil {
+		return "", "", err
+	}
+	made.kernel, made.initrd = kernel, initrd
+	return kernel, initrd, nil
+}
+
+var made struct {
+	sync.Mutex
+	kernel, initrd string
+}
+
+// initramfs is not compressed: QEMU puts it into memory in no time, while an emulated processor
+// takes a tenth of the boot to unpack it.
+func initramfs(busybox, modules string, program []byte) ([]byte, error) {
+	tree, err := openModules(modules, []string{busybox, "xzcat"})
+	if err != nil {
+		return nil, err
+	}
+	load, err := tree.resolve(guestModules...)
+	if err != nil {
+		return nil, err
+	}
+	shell, err := os.ReadFile(busybox)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	a := archive{w: &out}
+	for _, d := range []string{"bin", "sbin", "dev", "etc", "lib", "lib/modules", "proc", "run", "sys", "tmp"} {
+		a.dir(d)
+	}
+	a.char("dev/console", 5, 1)
+	a.program("init", initScript)
+	a.program("bin/busybox", shell)
+	a.program("bin/guest", program)
+	a.program("etc/udhcpc", udhcpcScript)
+	a.link("etc/resolv.conf", "/run/resolv.conf")
+	a.file("etc/passwd", []byte("root::0:0:root:/:/bin/sh\n"))
+	a.file("etc/group", []byte("root:x:0:\n"))
+	var order strings.Builder
+	for _, m := range load {
+		a.file("lib/modules/"+m.name+".ko", m.body)
+		fmt.Fprintf(&order, "%s.ko\n", m.name)
+	}
+	a.file("lib/modules/order", []byte(order.String()))
+	if err := a.close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// buildGuest builds the guest's program, with the go tool's own cache behind it.
+func buildGuest(ctx context.Context, cache string) ([]byte, error) {
+	tmp, err := os.MkdirTemp(cache, "build-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	out := filepath.Join(tmp, "guest")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, "github.com/vmnetd/vmnetd/e2e/guestbin")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+runtime.GOARCH)
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("building the guest's program: %w: %s", err, bytes.TrimSpace(said))
+	}
+	return os.ReadFile(out)
+}
+
+// keep stores an image under its own hash, and drops the oldest ones.
+func keep(dir string, body []byte) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(body)
+	path := filepath.Join(dir, "initrd-"+hex.EncodeToString(sum[:8]))
+	if _, err := os.Stat(path); err != nil {
+		if err := os.WriteFile(path+".new", body, 0o644); err != nil {
+			return "", err
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			return "", err
+		}
+	}
+	now := time.Now()
+	_ = os.Chtimes(path, now, now) // only for the order below
+	all, err := filepath.Glob(filepath.Join(dir, "initrd-*"))
+	if err != nil {
+		return "", err
+	}
+	age := func(p string) time.Time {
+		fi, err := os.Stat(p)
+		if err != nil {
+			return time.Time{}
+		}
+		return fi.ModTime()
+	}
+	slices.SortFunc(all, func(a, b string) int { return age(b).Compare(age(a)) })
+	for _, old := range all[min(len(all), keepImages):] {
+		_ = os.Remove(old) // only space is lost
+	}
+	return path, nil
+}
+
+// oneOf returns the first file that matches one of the patterns under root.
+func oneOf(root string, patterns ...string) (string, error) {
+	for _, p := range patterns {
+		m, err := filepath.Glob(filepath.Join(root, p))
+		if err != nil {
+			return "", err
+		}
+		if len(m) > 0 {
+			return m[0], nil
+		}
+	}
+	return "", fmt.Errorf("no %s in %s", strings.Join(patterns, " or "), root)
+}

@@ -1,0 +1,136 @@
+package vm
+
+import (
+	"bytes"
+	"debug/elf"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// moduleTree is the lib/modules/RELEASE folder of an unpacked kernel package. The package has no
+// modules.dep (depmod makes it at installation), so dependencies are read from the modules.
+type moduleTree struct {
+	files   map[string]string // module name to path
+	builtin map[string]bool
+	unxz    []string // a command that turns xz on its input into bytes on its output
+}
+
+func openModules(dir string, unxz []string) (*moduleTree, error) {
+	t := &moduleTree{files: map[string]string{}, builtin: map[string]bool{}, unxz: unxz}
+	b, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
+	if err != nil {
+		return nil, fmt.Errorf("kernel modules: %w", err)
+	}
+	for _, line := range strings.Fields(string(b)) {
+		t.builtin[moduleName(line)] = true
+	}
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && moduleName(path) != "" {
+			t.files[moduleName(path)] = path
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("kernel modules: %w", err)
+	}
+	return t, nil
+}
+
+// moduleName is the name in a module's file name, "" for another file. The kernel takes - and _
+// for the same.
+func moduleName(path string) string {
+	base := filepath.Base(path)
+	for _, ext := range []string{".ko", ".ko.xz"} {
+		if n, ok := strings.CutSuffix(base, ext); ok {
+			return strings.ReplaceAll(n, "-", "_")
+		}
+	}
+	return ""
+}
+
+// module is one that has to be loaded.
+type module struct {
+	name string
+	body []byte
+}
+
+// resolve returns the wanted modules and all they depend on, in the order to load them. What is
+// built into the kernel needs no loading.
+func (t *moduleTree) resolve(wanted ...string) ([]module, error) {
+	var order []module
+	seen := map[string]bool{}
+	var visit func(name, by string) error
+	visit = func(name, by string) error {
+		name = strings.ReplaceAll(name, "-", "_")
+		if seen[name] || t.builtin[name] {
+			return nil
+		}
+		seen[name] = true
+		path, ok := t.files[name]
+		if !ok {
+			return fmt.Errorf("kernel module %s, needed by %s, is neither in the package nor built in", name, by)
+		}
+		body, err := t.read(path)
+		if err != nil {
+			return fmt.Errorf("kernel module %s: %w", name, err)
+		}
+		deps, err := dependencies(body)
+		if err != nil {
+			return fmt.Errorf("kernel module %s: %w", name, err)
+		}
+		for _, d := range deps {
+			if err := visit(d, name); err != nil {
+				return err
+			}
+		}
+		order = append(order, module{name, body})
+		return nil
+	}
+	for _, w := range wanted {
+		if err := visit(w, "the guest"); err != nil {
+			return nil, err
+		}
+	}
+	return order, nil
+}
+
+// read gives the module itself: newer Debian kernels pack theirs with xz.
+func (t *moduleTree) read(path string) ([]byte, error) {
+	if !strings.HasSuffix(path, ".xz") {
+		return os.ReadFile(path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	cmd := exec.Command(t.unxz[0], t.unxz[1:]...)
+	cmd.Stdin = f
+	return cmd.Output()
+}
+
+// dependencies reads "depends=a,b" from a module's .modinfo, a list of strings that end in NUL.
+func dependencies(body []byte) ([]string, error) {
+	f, err := elf.NewFile(bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	s := f.Section(".modinfo")
+	if s == nil {
+		return nil, fmt.Errorf("no .modinfo section")
+	}
+	info, err := s.Data()
+	if err != nil {
+		return nil, err
+	}
+	for _, field := range bytes.Split(info, []byte{0}) {
+		if v, ok := strings.CutPrefix(string(field), "depends="); ok && v != "" {
+			return strings.Split(v, ","), nil
+		}
+	}
+	return nil, nil
+}
