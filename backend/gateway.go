@@ -178,6 +178,9 @@ func (p *port) toServices(kind uint16, ip []byte, body link.Span, src mac) bool 
 
 // toStack gives the guest's stack an IP packet that was sent to the gateway.
 func (p *port) toStack(kind uint16, ip []byte, body link.Span) {
+	if p.gro.add(p.nic, p.batch, kind, ip, body) {
+		return
+	}
 	switch kind {
 	case etherIPv4:
 		if p.unreachableFromGuest(ip, false) {

@@ -73,25 +73,36 @@ const copyBelow = 2048
 
 // deliver hands the packet at s, behind the Ethernet header, to the stack.
 func (n *nic) deliver(proto tcpip.NetworkProtocolNumber, b *link.Batch, s link.Span) {
-	n.mu.RLock()
-	d := n.dispatcher
-	n.mu.RUnlock()
-	if d == nil {
-		return
-	}
 	var payload buffer.Buffer
 	if s.Len() <= copyBelow {
 		v := buffer.NewView(s.Len())
 		b.Pieces(s, func(_ *link.Chunk, _ int, part []byte) { v.Write(part) })
 		payload = buffer.MakeWithView(v)
 	} else {
-		b.Pieces(s, func(c *link.Chunk, off int, part []byte) {
-			v := c.Ref.(*buffer.View).Clone()
-			c.Kept = true
-			v.TrimFront(off)
-			v.CapLength(len(part))
-			payload.Append(v)
-		})
+		share(&payload, b, s)
+	}
+	n.hand(proto, payload)
+}
+
+// share appends the bytes at s without a copy: their memory is not used again before the stack lets go of it.
+func share(to *buffer.Buffer, b *link.Batch, s link.Span) {
+	b.Pieces(s, func(c *link.Chunk, off int, part []byte) {
+		v := c.Ref.(*buffer.View).Clone()
+		c.Kept = true
+		v.TrimFront(off)
+		v.CapLength(len(part))
+		to.Append(v)
+	})
+}
+
+// hand gives the stack a packet, with its memory.
+func (n *nic) hand(proto tcpip.NetworkProtocolNumber, payload buffer.Buffer) {
+	n.mu.RLock()
+	d := n.dispatcher
+	n.mu.RUnlock()
+	if d == nil {
+		payload.Release()
+		return
 	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: payload})
 	d.DeliverNetworkPacket(proto, pkt)

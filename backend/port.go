@@ -54,6 +54,7 @@ type port struct {
 	// Of the reader only: what it saw last, so that a stream asks the segment for nothing.
 	batch      *link.Batch
 	scratch    [headLen]byte
+	gro        gro
 	lastMAC    mac
 	lastOwn    bool // lastMAC is this port's
 	warned     bool
@@ -70,8 +71,8 @@ type port struct {
 	wg sync.WaitGroup // everything that the port started
 }
 
-// headLen is how much of a frame is looked at in one piece: Ethernet, the longest IPv4 header, and TCP's.
-const headLen = ethLen + 60 + 20
+// headLen is how much of a frame is looked at in one piece: Ethernet, and the longest IPv4 and TCP headers.
+const headLen = ethLen + 60 + 60
 
 func (n *Network) newPort(ctx context.Context, l link.Link, name string) (*port, error) {
 	p := &port{net: n, name: name, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue)}
@@ -154,6 +155,7 @@ func (p *port) read() (err error) {
 			p.rxBytes.Add(uint64(s.Len()))
 			p.fromGuest(s)
 		}
+		p.gro.flushAll(p.nic, p.batch)
 	}
 }
 

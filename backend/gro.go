@@ -1,0 +1,189 @@
+package backend
+
+// Coalescing on the way in: TCP segments that follow one another in a batch become one packet for the stack, up to 64
+// KiB, and pure ACKs of a flow become the newest. At MTU 1500 that is most of what a stream from the guest costs.
+// Runs in the port's reader; nothing is held beyond a batch, so nothing waits.
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/vmnetd/vmnetd/backend/link"
+)
+
+// groSlots is how many flows are coalesced side by side. Frames of more flows than that seldom interleave within one
+// read of 256 KiB.
+const groSlots = 8
+
+// groMost is the largest packet made: IPv4's total length.
+const groMost = 65535
+
+// gro holds the packets being put together.
+type gro struct {
+	slots [groSlots]groSlot
+}
+
+type groSlot struct {
+	busy   bool
+	v6     bool
+	head   [headLen]byte // IP and TCP headers of the first segment, then kept up to date
+	hlen   int           // of both
+	ip     int           // of IP's
+	next   uint32        // sequence number that follows
+	first  link.Span     // the first packet whole, if it is alone
+	parts  []link.Span   // payloads
+	size   int           // of all payloads
+	pieces int
+}
+
+// add takes an IP packet to the gateway: ip is its beginning, body where it lies. It reports whether it took it.
+func (g *gro) add(n *nic, b *link.Batch, kind uint16, ip []byte, body link.Span) bool {
+	hl, total := 0, 0
+	switch {
+	case kind == etherIPv4 && len(ip) >= header.IPv4MinimumSize+header.TCPMinimumSize && ip[0] == 0x45 && ip[9] == byte(header.TCPProtocolNumber):
+		if binary.BigEndian.Uint16(ip[6:])&0x3fff != 0 { // a fragment
+			return false
+		}
+		hl, total = header.IPv4MinimumSize, int(binary.BigEndian.Uint16(ip[2:]))
+	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize+header.TCPMinimumSize && ip[6] == byte(header.TCPProtocolNumber):
+		hl = header.IPv6MinimumSize
+		total = hl + int(binary.BigEndian.Uint16(ip[4:]))
+	default:
+		return false
+	}
+	t := ip[hl:]
+	th := int(t[12]>>4) * 4
+	if th < header.TCPMinimumSize || len(t) < th || total < hl+th || total > body.Len() {
+		return false // the stack knows what to do with it
+	}
+	v6 := hl == header.IPv6MinimumSize
+	slot := &g.slots[hash(ip, t, v6)%groSlots]
+	same := slot.busy && slot.v6 == v6 && slot.sameFlow(ip, t, hl)
+	size := total - hl - th
+	flags := t[13]
+	const ack, psh = uint8(header.TCPFlagAck), uint8(header.TCPFlagPsh)
+	if flags&^psh != ack || size == 0 && flags != ack {
+		if same {
+			slot.flush(n, b)
+		}
+		return false // not one to join, but what came before it goes first
+	}
+	seq := binary.BigEndian.Uint32(t[4:])
+	if same && slot.join(t, hl, th, seq, size) {
+		if size > 0 {
+			slot.parts = append(slot.parts, body.From(hl+th).Upto(size))
+		}
+		return true
+	}
+	if slot.busy {
+		slot.flush(n, b)
+	}
+	slot.busy, slot.v6, slot.ip, slot.hlen = true, v6, hl, hl+th
+	copy(slot.head[:], ip[:hl+th])
+	slot.next, slot.size, slot.pieces = seq+uint32(size), size, 1
+	slot.first = body.Upto(total)
+	slot.parts = slot.parts[:0]
+	if size > 0 {
+		slot.parts = append(slot.parts, body.From(hl+th).Upto(size))
+	}
+	return true
+}
+
+// hash picks a slot from the ends' last bytes and ports: a guest that makes them collide spoils its own coalescing.
+func hash(ip, t []byte, v6 bool) uint32 {
+	a := binary.BigEndian.Uint32(t)
+	if v6 {
+		a ^= binary.BigEndian.Uint32(ip[36:])
+	} else {
+		a ^= binary.BigEndian.Uint32(ip[16:])
+	}
+	a *= 0x9e3779b1 // 2^32 over the golden ratio
+	return a >> 16
+}
+
+func (s *groSlot) sameFlow(ip, t []byte, hl int) bool {
+	if !bytes.Equal(s.head[hl:hl+4], t[:4]) {
+		return false
+	}
+	if s.v6 {
+		return bytes.Equal(s.head[8:40], ip[8:40])
+	}
+	return bytes.Equal(s.head[12:20], ip[12:20])
+}
+
+// join says whether the segment goes into the slot, and brings the header up to date if so.
+func (s *groSlot) join(t []byte, hl, th int, seq uint32, size int) bool {
+	mine := s.head[hl:s.hlen]
+	if th != len(mine) || seq != s.next || s.hlen+s.size+size > groMost {
+		return false
+	}
+	if size == 0 {
+		// A newer ACK replaces an older one. Equal ones stay apart: duplicates are counted (RFC 5681). So do those
+		// with SACK blocks; with timestamps alone the options are NOP, NOP, 8, 10.
+		newer := int32(binary.BigEndian.Uint32(t[8:]) - binary.BigEndian.Uint32(mine[8:]))
+		if s.size > 0 || newer <= 0 || th > header.TCPMinimumSize && (th != 32 || binary.BigEndian.Uint32(t[20:]) != 0x0101080a) {
+			return false
+		}
+		copy(mine, t[:th])
+		s.pieces = 2 // not as it was read any more
+		return true
+	}
+	if s.size == 0 || !bytes.Equal(mine[8:12], t[8:12]) || !bytes.Equal(mine[20:], t[20:th]) {
+		return false
+	}
+	mine[13] |= t[13]           // PSH
+	copy(mine[14:16], t[14:16]) // window
+	s.next += uint32(size)
+	s.size += size
+	s.pieces++
+	return true
+}
+
+// flushAll hands on what the batch has left.
+func (g *gro) flushAll(n *nic, b *link.Batch) {
+	for i := range g.slots {
+		if g.slots[i].busy {
+			g.slots[i].flush(n, b)
+		}
+	}
+}
+
+func (s *groSlot) flush(n *nic, b *link.Batch) {
+	s.busy = false
+	proto := tcpip.NetworkProtocolNumber(header.IPv4ProtocolNumber)
+	if s.v6 {
+		proto = header.IPv6ProtocolNumber
+	}
+	if s.pieces == 1 {
+		n.deliver(proto, b, s.first)
+		return
+	}
+	h := s.head[:s.hlen]
+	if s.v6 {
+		binary.BigEndian.PutUint16(h[4:], uint16(s.hlen-s.ip+s.size))
+	} else {
+		binary.BigEndian.PutUint16(h[2:], uint16(s.hlen+s.size))
+		h[10], h[11] = 0, 0
+		binary.BigEndian.PutUint16(h[10:], ^checksum.Checksum(h[:s.ip], 0))
+	}
+	var payload buffer.Buffer
+	if s.size <= copyBelow*s.pieces { // small segments: one copy now makes one piece for all that follows
+		v := buffer.NewView(s.hlen + s.size)
+		v.Write(h)
+		for _, p := range s.parts {
+			b.Pieces(p, func(_ *link.Chunk, _ int, part []byte) { v.Write(part) })
+		}
+		payload = buffer.MakeWithView(v)
+	} else {
+		payload = buffer.MakeWithData(h)
+		for _, p := range s.parts {
+			share(&payload, b, p)
+		}
+	}
+	n.hand(proto, payload)
+}
