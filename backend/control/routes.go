@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/flows"
@@ -223,7 +224,7 @@ func releaseLease(c *call) (reply, error) {
 			return done, nil
 		}
 	}
-	return reply{}, problem(http.StatusNotFound, "GET /v1/leases lists them", "no lease of %s", a)
+	return reply{}, problem(http.StatusNotFound, "the list of leases has those there are", "no lease of %s", a)
 }
 
 // DNSRequest is a record to add.
@@ -258,10 +259,11 @@ func addDNS(c *call) (reply, error) {
 	if err := c.decode(&r, dnsExample); err != nil {
 		return reply{}, err
 	}
-	for _, f := range []struct{ name, value string }{{"name", r.Name}, {"type", r.Type}, {"value", r.Value}} {
-		if f.value == "" {
-			return reply{}, problem(http.StatusUnprocessableEntity, "as "+dnsExample, "dns record: no %s", f.name)
-		}
+	if r.Name == "" || r.Type == "" || r.Value == "" {
+		return reply{}, problem(http.StatusUnprocessableEntity, "as "+dnsExample, "a record has a name, a type and a value, and one is missing")
+	}
+	if err := oneWord(r.Name, r.Type); err != nil {
+		return reply{}, err
 	}
 	if err := c.net.AddDNS(backend.DNSRecord{Name: r.Name, Type: r.Type, Value: r.Value, TTL: r.TTL}); err != nil {
 		return reply{}, problem(http.StatusUnprocessableEntity, "as "+dnsExample, "%s", short(err.Error()))
@@ -275,8 +277,24 @@ func removeDNS(c *call) (reply, error) {
 	if name == "" {
 		return reply{}, problem(http.StatusBadRequest, "DELETE /v1/dns?name=db.internal&type=A", "which record? no name in the query")
 	}
+	if value != "" && typ == "" {
+		return reply{}, problem(http.StatusBadRequest, "DELETE /v1/dns?name=db.internal&type=A&value=10.0.2.20", "a value without its type")
+	}
+	if err := oneWord(name, typ); err != nil {
+		return reply{}, err
+	}
 	if err := c.net.RemoveDNS(name, typ, value); err != nil {
-		return reply{}, problem(http.StatusNotFound, "GET /v1/dns lists them; those of leases go with their leases", "%s", short(err.Error()))
+		return reply{}, problem(http.StatusNotFound, "the list has those there are; a lease's go with it, and the gateway's stay", "%s", short(err.Error()))
 	}
 	return done, nil
+}
+
+// oneWord keeps a name from being read as a name and more: the records become lines of a zone file.
+func oneWord(fields ...string) error {
+	for _, f := range fields {
+		if strings.ContainsFunc(f, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) || strings.ContainsRune(`;"()`, r) }) {
+			return problem(http.StatusUnprocessableEntity, "names have letters, digits, - _ and .", "%q is not one word", short(f))
+		}
+	}
+	return nil
 }

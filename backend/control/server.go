@@ -65,7 +65,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(s.log().Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(s.log().Handler(), slog.LevelWarn), // a handler that panics, above all
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, peerKey{}, peerOf(c))
@@ -208,10 +208,11 @@ func (s *Server) answer(rt route, h handler, w http.ResponseWriter, r *http.Requ
 func (s *Server) network(name string) (*backend.Network, error) {
 	var names []string
 	for _, n := range s.Networks {
-		if name == "" || n.Status().Name == name {
+		own := n.Config().Name
+		if name == "" || own == name {
 			return n, nil
 		}
-		names = append(names, n.Status().Name)
+		names = append(names, own)
 	}
 	return nil, problem(http.StatusNotFound, "there is "+strings.Join(names, ", "), "no network %q", short(name))
 }

@@ -292,14 +292,14 @@ func qemuLines(d *door) string {
 			host = map[bool]netip.Addr{true: netip.AddrFrom4([4]byte{127, 0, 0, 1}), false: netip.IPv6Loopback()}[host.Is4()]
 		}
 		to = fmt.Sprintf("addr.type=inet,addr.host=%s,addr.port=%d", host, ap.Port())
-		old = fmt.Sprintf("  up to 7.1   -netdev socket,id=net0,connect=%s\n", netip.AddrPortFrom(host, ap.Port()))
+		old = fmt.Sprintf("QEMU up to 7.1:\n  -netdev socket,id=net0,connect=%s\n", netip.AddrPortFrom(host, ap.Port()))
 	default:
 		return fmt.Sprintf("guests plug in at %s\n", d.addr)
 	}
 	fmt.Fprintf(&b, "guests plug in at %s; for QEMU 7.2 and later:\n", d.addr)
 	fmt.Fprintf(&b, "  -netdev %s -device virtio-net-pci,netdev=net0,mac=%s\n", shellQuote("stream,id=net0,server=off,"+to), randomMAC())
-	b.WriteString("each guest with a MAC of its own; to come back after a restart of vmnetd add to -netdev\n")
-	b.WriteString("  ,reconnect-ms=1000   QEMU 9.2 and later\n  ,reconnect=1         QEMU 8.0 to 9.1\n")
+	b.WriteString("each guest with a MAC of its own; for guests that come back when vmnetd was restarted, add to -netdev:\n")
+	b.WriteString("  ,reconnect-ms=1000   QEMU 9.2 and later\n  ,reconnect=1         QEMU 8.0 to 9.1 (7.2 cannot)\n")
 	b.WriteString(old)
 	return b.String()
 }
