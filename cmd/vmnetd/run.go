@@ -110,7 +110,10 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 				d.dirs = append(d.dirs, own)
 				ctl = filepath.Join(own, "control.sock")
 			}
-			return d.start(cfg, rules, ctl)
+			if err := d.listen(ctl); err != nil {
+				return err
+			}
+			return d.start(cfg, rules)
 		})
 	}
 	return c

@@ -62,17 +62,35 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		}
 		d := &daemon{log: cfg.Logger}
 		defer d.stop(0)
-		// Descriptors first: what we open ourselves must not be taken for one that we were handed.
-		for _, fdFirst := range []bool{true, false} {
+		open := func(fd bool) error {
 			for i, f := range framings {
 				for _, a := range *addrs[i] {
-					if strings.HasPrefix(a, "fd:") == fdFirst {
+					if strings.HasPrefix(a, "fd:") == fd {
 						if err := d.open(f, a); err != nil {
 							return err
 						}
 					}
 				}
 			}
+			return nil
+		}
+		// Descriptors first: what we open ourselves must not be taken for one that we were handed. Then the control
+		// socket: to find another daemon there disturbs nobody, at a door it would be a guest that comes and goes.
+		if err := open(true); err != nil {
+			return err
+		}
+		if ctl == "" && os.Getenv(controlEnv) == "" {
+			dir, err := makeRuntimeDir()
+			if err != nil {
+				return err
+			}
+			d.dirs = append(d.dirs, dir)
+		}
+		if err := d.listen(controlPath(ctl)); err != nil {
+			return err
+		}
+		if err := open(false); err != nil {
+			return err
 		}
 		if len(d.doors) == 0 {
 			dir, err := makeRuntimeDir()
@@ -84,16 +102,9 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 				return err
 			}
 		}
-		if ctl == "" && os.Getenv(controlEnv) == "" {
-			dir, err := makeRuntimeDir()
-			if err != nil {
-				return err
-			}
-			d.dirs = append(d.dirs, dir)
-		}
 		signals := make(chan os.Signal, 2)
 		notify(signals, endSignals)
-		if err := d.start(cfg, rules, controlPath(ctl)); err != nil {
+		if err := d.start(cfg, rules); err != nil {
 			return err
 		}
 		d.tell(c)
@@ -133,7 +144,8 @@ type daemon struct {
 	net   *backend.Network
 	dirs  []string // folders of ours, outermost first: they go if they are empty by then
 
-	control       string // path
+	controlAt     *net.UnixListener
+	control       string // its path
 	removeControl func()
 	bound         []portforward.Rule
 
@@ -158,19 +170,22 @@ func (d *daemon) open(f framing, addr string) error {
 	return nil
 }
 
-// start opens everything and lets guests in. After an error the daemon needs its stop all the same.
-func (d *daemon) start(cfg backend.Config, rules []portforward.Rule, ctlPath string) error {
-	l, remove, err := listenUnix(ctlPath)
-	if err != nil {
-		err = fmt.Errorf("control socket: %w", err)
-		if errors.Is(err, errInUse) {
-			err = hintError{err, "a daemon is running there: 'vmnetd status' shows it; for a second one name other places with --control and --qemu"}
-		}
-		return err
+// listen opens the control socket.
+func (d *daemon) listen(path string) error {
+	l, remove, err := listenUnix(path)
+	if errors.Is(err, errInUse) {
+		err = hintError{err, "a daemon runs there: 'vmnetd status' shows it; a second one needs places of its own, --control PATH and --qemu unix:PATH"}
 	}
-	d.control, d.removeControl = l.Addr().String(), remove
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	d.controlAt, d.control, d.removeControl = l, l.Addr().String(), remove
+	return nil
+}
+
+// start makes the network and lets guests in. After an error the daemon needs its stop all the same.
+func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error) {
 	if d.net, err = backend.New(cfg); err != nil {
-		l.Close()
 		var file *fs.PathError
 		if errors.As(err, &file) { // the state folder's
 			return err
@@ -178,7 +193,6 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule, ctlPath str
 		return usageError{err} // what else a Config can be wrong in came from flags
 	}
 	if d.bound, err = d.net.Forwards().AddAll(context.Background(), rules); err != nil {
-		l.Close()
 		return err
 	}
 	srv := &control.Server{Networks: []*backend.Network{d.net}, Version: versionString(), Logger: cfg.Logger}
@@ -195,7 +209,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule, ctlPath str
 	wires, d.endWires = context.WithCancel(context.Background())
 	ctl, d.endControl = context.WithCancel(context.Background())
 	d.controlling.Go(func() {
-		if err := srv.Serve(ctl, l); err != nil {
+		if err := srv.Serve(ctl, d.controlAt); err != nil {
 			d.failed <- err
 		}
 	})
@@ -239,6 +253,8 @@ func (d *daemon) stop(patience time.Duration) {
 			d.running.Wait()
 			d.endControl()
 			d.controlling.Wait()
+		} else if d.controlAt != nil {
+			d.controlAt.Close()
 		}
 		d.removeFiles()
 	})
