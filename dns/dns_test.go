@@ -116,11 +116,11 @@ func short(rrs []wire.RR) string {
 		if h.Rrtype == wire.TypeOPT {
 			continue
 		}
-		data := strings.TrimPrefix(rr.String(), h.String())
-		if h.Rrtype == wire.TypeSOA {
-			data = ""
+		line := h.Name + " " + wire.Type(h.Rrtype).String()
+		if h.Rrtype != wire.TypeSOA {
+			line += " " + data(rr)
 		}
-		out = append(out, strings.TrimSpace(h.Name+" "+wire.TypeToString[h.Rrtype]+" "+data))
+		out = append(out, strings.TrimSpace(line))
 	}
 	return strings.Join(out, "; ")
 }

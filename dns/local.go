@@ -636,6 +636,14 @@ func (t *table) remove(line string) (int, error) {
 	return gone, nil
 }
 
+// data is the last column of a zone file.
+func data(rr wire.RR) string {
+	if u, ok := rr.(*wire.RFC3597); ok { // a type without a name
+		return fmt.Sprintf(`\# %d %s`, len(u.Rdata)/2, u.Rdata)
+	}
+	return strings.TrimPrefix(rr.String(), rr.Header().String())
+}
+
 func (t *table) list() []Record {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -644,8 +652,8 @@ func (t *table) list() []Record {
 		for _, rr := range rrs {
 			h := rr.Header()
 			out = append(out, Record{
-				Name: name, Type: wire.TypeToString[h.Rrtype],
-				Data: strings.TrimPrefix(rr.String(), h.String()),
+				Name: name, Type: wire.Type(h.Rrtype).String(),
+				Data: data(rr),
 				TTL:  h.Ttl, Source: source, Owner: owner,
 			})
 		}
