@@ -126,7 +126,8 @@ var errInUse = errors.New("somebody is listening there already")
 
 // listenUnix listens at path with mode 0600. The folder is made, mode 0700, if it is the last part that is missing. A
 // socket file whose program has gone is replaced; what is alive, or no socket, is left alone. remove takes the file
-// away, unless it is another's by then.
+// away, unless it is another's by then. Call it before l is closed: until then nobody takes the file for stale, and its
+// inode, by which we know it again, is nobody else's.
 func listenUnix(path string) (l *net.UnixListener, remove func(), err error) {
 	if path == "" {
 		return nil, nil, usagef("no path")
@@ -263,8 +264,8 @@ func temporary(err error) bool {
 }
 
 func (d *door) close() {
+	d.remove()
 	if d.l != nil {
 		d.l.Close()
 	}
-	d.remove()
 }

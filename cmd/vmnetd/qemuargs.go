@@ -68,9 +68,12 @@ func parseOption(s string, at int, kindKey string) option {
 		var m map[string]any
 		if json.Unmarshal([]byte(s), &m) == nil {
 			for k, v := range m {
-				o.keys = append(o.keys, [2]string{k, fmt.Sprint(v)})
+				if k == kindKey {
+					o.kind = fmt.Sprint(v)
+				} else {
+					o.keys = append(o.keys, [2]string{k, fmt.Sprint(v)})
+				}
 			}
-			o.kind = o.get(kindKey)
 		}
 		return o
 	}

@@ -251,12 +251,15 @@ func (d *daemon) stop(patience time.Duration) {
 		if d.endDoors != nil {
 			d.endWires()
 			d.running.Wait()
+			d.removeFiles()
 			d.endControl()
 			d.controlling.Wait()
-		} else if d.controlAt != nil {
-			d.controlAt.Close()
+			return
 		}
 		d.removeFiles()
+		if d.controlAt != nil {
+			d.controlAt.Close()
+		}
 	})
 }
 
