@@ -72,6 +72,10 @@ type Config struct {
 	// Logger. Default slog.Default.
 	Logger *slog.Logger
 
+	// Plain keeps to the portable path, a goroutine and a buffer each way of a conversation, where there is a faster
+	// one.
+	Plain bool
+
 	// Capture, if not nil, wraps each guest's wire as it is plugged in.
 	Capture func(link.Link) link.Link
 }

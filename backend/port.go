@@ -41,6 +41,7 @@ type port struct {
 	queue *queue
 	nic   *nic
 	stack *stack.Stack
+	loop  *loop           // nil on the plain path
 	ctx   context.Context // ends with the port
 	stop  context.CancelFunc
 
@@ -87,6 +88,15 @@ func (n *Network) newPort(ctx context.Context, l link.Link, name string) (*port,
 	}
 	p.stack = s
 	p.ctx, p.stop = context.WithCancel(ctx)
+	if p.loop, err = newLoop(p); err != nil {
+		p.stop()
+		s.Destroy()
+		return nil, err
+	}
+	if p.loop != nil {
+		p.queue.notify = p.loop.wake
+		context.AfterFunc(p.ctx, p.loop.wake)
+	}
 	p.tcp.init(p)
 	p.udp.init(p)
 	s.SetTransportProtocolHandler(header.ICMPv4ProtocolNumber, p.icmpFromGuest)
@@ -96,10 +106,9 @@ func (n *Network) newPort(ctx context.Context, l link.Link, name string) (*port,
 
 // run carries frames until the wire ends, then ends all that the guest had.
 func (p *port) run() error {
-	p.goes("writer", p.write)
 	p.goes("dhcp", p.serveDHCP)
 	stop := context.AfterFunc(p.ctx, func() { p.link.Close() })
-	err := p.read()
+	err := p.move()
 	stop()
 	p.stop()
 	p.link.Close()
@@ -134,29 +143,39 @@ func (p *port) guard(what string) {
 	}
 }
 
-func (p *port) read() (err error) {
+// move carries frames both ways: in the loop where there is one, else with a writer of its own.
+func (p *port) move() (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			p.log.Error("guest ended: a bug was met", "in", "reader", "panic", r, "stack", string(debug.Stack()))
 			err = fmt.Errorf("panic: %v", r)
 		}
 	}()
+	if p.loop != nil {
+		return p.loop.run()
+	}
+	p.goes("writer", p.write)
 	for {
 		p.batch.Next()
 		err := p.link.ReadFrames(p.batch)
 		if err != nil {
 			return err
 		}
-		for ; p.batch.Malformed > 0; p.batch.Malformed-- {
-			p.drop(flows.ReasonMalformed)
-		}
-		for _, s := range p.batch.Frames {
-			p.rxFrames.Add(1)
-			p.rxBytes.Add(uint64(s.Len()))
-			p.fromGuest(s)
-		}
-		p.gro.flushAll(p.nic, p.batch)
+		p.carry()
 	}
+}
+
+// carry takes the frames of a batch where they go.
+func (p *port) carry() {
+	for ; p.batch.Malformed > 0; p.batch.Malformed-- {
+		p.drop(flows.ReasonMalformed)
+	}
+	for _, s := range p.batch.Frames {
+		p.rxFrames.Add(1)
+		p.rxBytes.Add(uint64(s.Len()))
+		p.fromGuest(s)
+	}
+	p.gro.flushAll(p.nic, p.batch)
 }
 
 // mostAtOnce is how many bytes the writer cuts to frames before it writes: a socket buffer's worth, so that what
@@ -171,13 +190,7 @@ func (p *port) write() {
 			return
 		}
 		for rest := items; len(rest) > 0; {
-			p.split.reset()
-			n, size := 0, 0
-			for n < len(rest) && size < mostAtOnce {
-				size += rest[n].size
-				p.frames(rest[n])
-				n++
-			}
+			n := p.compose(rest)
 			for i := range p.split.frames {
 				p.txBytes.Add(uint64(p.split.frames[i].Len()))
 			}
@@ -192,6 +205,16 @@ func (p *port) write() {
 			}
 		}
 	}
+}
+
+// compose cuts as many items to frames as are written at once, and returns how many.
+func (p *port) compose(items []item) (n int) {
+	p.split.reset()
+	for size := 0; n < len(items) && size < mostAtOnce; n++ {
+		size += items[n].size
+		p.frames(items[n])
+	}
+	return n
 }
 
 func (p *port) frames(i item) {

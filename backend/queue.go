@@ -34,6 +34,7 @@ func (i item) release() {
 
 type queue struct {
 	dropped func() // counts one
+	notify  func() // if not nil: tells the taker instead of wake
 
 	bytes atomic.Int64 // waiting or being written
 
@@ -64,10 +65,14 @@ func (q *queue) push(i item) {
 	}
 	q.bytes.Add(int64(i.size))
 	q.items = append(q.items, i)
-	if len(q.items) == 1 {
+	first := len(q.items) == 1
+	if first && q.notify == nil {
 		q.wake.Signal()
 	}
 	q.mu.Unlock()
+	if first && q.notify != nil {
+		q.notify()
+	}
 }
 
 // take waits for items and swaps them for spare, an empty slice to fill next. It returns nil once closed.
@@ -83,6 +88,25 @@ func (q *queue) take(spare []item) []item {
 	out := q.items
 	q.items = spare[:0]
 	return out
+}
+
+// grab is take without waiting: it returns nil if there is nothing.
+func (q *queue) grab(spare []item) []item {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.items) == 0 {
+		return nil
+	}
+	out := q.items
+	q.items = spare[:0]
+	return out
+}
+
+// waiting says whether there is something to take.
+func (q *queue) waiting() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.items) > 0
 }
 
 // done says that items have left.

@@ -61,8 +61,13 @@ func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 	if dst.Port() == dnsPort && n.isDNS(dst.Addr()) {
 		return t.toDNS(id, pkt)
 	}
+	q := flows.Query{Guest: p.id, Proto: flows.TCP, Src: src, Dst: dst}
+	if p.loop != nil {
+		f, v := p.loop.openStream(id, pkt, q)
+		return f != nil || !t.reject(pkt, dst, v)
+	}
 	ctx, cancel := context.WithCancel(p.ctx)
-	f, v := n.admit(p, flows.Query{Guest: p.id, Proto: flows.TCP, Src: src, Dst: dst}, func(flows.Reason) { cancel() })
+	f, v := n.admit(p, q, func(flows.Reason) { cancel() })
 	if f == nil {
 		cancel()
 		return !t.reject(pkt, dst, v)
@@ -203,13 +208,14 @@ func (t *tcpSide) reset(pkt *stack.PacketBuffer, id stack.TransportEndpointID) {
 type tcpConn struct {
 	*gonet.TCPConn
 	ep tcpip.Endpoint
+	wq *waiter.Queue
 }
 
 func newTCPConn(wq *waiter.Queue, ep tcpip.Endpoint) *tcpConn {
 	// A guest that was reset without ending its wire leaves conversations behind. Two hours (RFC 9293 §3.8.4) is
 	// gVisor's default, as Linux's.
 	ep.SocketOptions().SetKeepAlive(true)
-	return &tcpConn{gonet.NewTCPConn(wq, ep), ep}
+	return &tcpConn{gonet.NewTCPConn(wq, ep), ep, wq}
 }
 
 // Abort ends the conversation with a reset.

@@ -32,7 +32,7 @@ const (
 // NewLink returns the wire that c carries. Closing one closes the other.
 func NewLink(c net.Conn) link.Link {
 	setBuffers(c)
-	return &stream{c: c, read: reader(c)}
+	return newLink(&stream{c: c, read: reader(c)})
 }
 
 type stream struct {

@@ -1,0 +1,399 @@
+package backend
+
+// The loop: on Linux one goroutine is a guest's reader, its writer and the carrier of its TCP, for as long as its
+// wire lives. It waits for the guest's socket and for all host sockets of its conversations in one epoll, reads a
+// batch, lets the stack's goroutines work on it, moves what became ready, and writes what came of it at once. A
+// conversation so costs no goroutine and no buffer, and a segment no hand-over between threads.
+//
+// What the loop owns has no lock. Others reach it by post and by the queue, which wake it.
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmnetd/vmnetd/backend/egress"
+	"github.com/vmnetd/vmnetd/backend/link"
+)
+
+const (
+	// eventsAtOnce is how many descriptors one wait tells of: with more ready, the rest wait one turn.
+	eventsAtOnce = 128
+	// holdAbove is how many bytes may wait for the guest before host sockets are left unread, so that their peers
+	// are held back by TCP instead of the queue by drops.
+	holdAbove = queueLimit / 4
+)
+
+type loop struct {
+	p     *port
+	link  link.Polled
+	hosts egress.Descriptors
+
+	ep     int // epoll
+	file   *os.File
+	poll   syscall.RawConn // ep in Go's own poller
+	wakeup int             // eventfd
+
+	events  [eventsAtOnce]unix.EpollEvent
+	watched []watched // by the events' index
+	unused  []int32
+	wantOut bool // the guest's socket is full
+
+	ready   []*stream   // to be moved
+	held    []*stream   // not read, since the guest's queue is long
+	dialing list.List   // streams that wait for the far side, oldest first
+	timer   *time.Timer // wakes the loop when the first of them has waited long enough
+
+	taken  []item // from the queue
+	spare  []item // the slice before it, for the queue to fill
+	at     int    // the first of taken that is not cut to frames
+	batch  []item // of them, those that the splitter's frames were cut from
+	next   int    // the first of its frames that is not written
+	pieces pieces // of the stream that is being moved
+
+	asleep atomic.Bool
+	mu     sync.Mutex
+	posted []func() // to be run by the loop
+	woken  []*stream
+	over   bool
+}
+
+// watched is a descriptor in the epoll. gen tells a late event from one of the index's next owner.
+type watched struct {
+	gen int32
+	on  func(events uint32)
+}
+
+// newLoop returns a loop for the port, or nil where its wire or the egress has no descriptors.
+func newLoop(p *port) (*loop, error) {
+	hosts, ok := p.net.cfg.Egress.(egress.Descriptors)
+	if !ok || p.net.cfg.Plain {
+		return nil, nil
+	}
+	pl, ok := p.link.(link.Polled)
+	if !ok {
+		return nil, nil
+	}
+	l := &loop{p: p, link: pl, hosts: hosts, ep: -1, wakeup: -1}
+	l.timer = time.AfterFunc(dialTime, l.wake)
+	l.timer.Stop()
+	var err error
+	if l.ep, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if l.wakeup, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		l.close()
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	if err := unix.SetNonblock(l.ep, true); err != nil { // so that os.NewFile gives it to Go's poller
+		l.close()
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	l.file = os.NewFile(uintptr(l.ep), "epoll")
+	if l.poll, err = l.file.SyscallConn(); err != nil {
+		l.close()
+		return nil, err
+	}
+	if _, err := l.watch(l.wakeup, unix.EPOLLIN|unix.EPOLLET, func(uint32) {}); err != nil {
+		l.close()
+		return nil, err
+	}
+	ok, err = pl.Poll(func(fd int) error {
+		_, err := l.watch(fd, unix.EPOLLIN, func(uint32) {})
+		return err
+	})
+	if err != nil || !ok {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *loop) close() {
+	if l.wakeup >= 0 {
+		unix.Close(l.wakeup)
+	}
+	if l.file != nil {
+		l.file.Close()
+	} else if l.ep >= 0 {
+		unix.Close(l.ep)
+	}
+}
+
+// watch adds a descriptor and returns its index.
+func (l *loop) watch(fd int, events uint32, on func(uint32)) (int32, error) {
+	var i int32
+	if n := len(l.unused); n > 0 {
+		i = l.unused[n-1]
+		l.unused = l.unused[:n-1]
+	} else {
+		i = int32(len(l.watched))
+		l.watched = append(l.watched, watched{})
+	}
+	w := &l.watched[i]
+	w.on = on
+	ev := unix.EpollEvent{Events: events, Fd: i, Pad: w.gen}
+	if err := unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		l.forget(i)
+		return -1, os.NewSyscallError("epoll_ctl", err)
+	}
+	return i, nil
+}
+
+// forget frees an index. The descriptor leaves the epoll when it is closed.
+func (l *loop) forget(i int32) {
+	l.watched[i].on = nil
+	l.watched[i].gen++
+	l.unused = append(l.unused, i)
+}
+
+// watchLink changes what the guest's socket is watched for.
+func (l *loop) watchLink(out bool) {
+	if l.wantOut == out {
+		return
+	}
+	l.wantOut = out
+	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: linkIndex}
+	if out {
+		ev.Events |= unix.EPOLLOUT
+	}
+	l.link.Poll(func(fd int) error { return unix.EpollCtl(l.ep, unix.EPOLL_CTL_MOD, fd, &ev) })
+}
+
+// linkIndex is the guest's socket's: the second that is watched.
+const linkIndex = 1
+
+// wake lets the loop run if it sleeps. Anybody may call it.
+func (l *loop) wake() {
+	if !l.asleep.CompareAndSwap(true, false) {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.over { // else the descriptor may be another's by now
+		one := uint64(1)
+		unix.RawSyscall(unix.SYS_WRITE, uintptr(l.wakeup), uintptr(unsafe.Pointer(&one)), 8)
+	}
+}
+
+// post has f run by the loop, and reports false if the loop is over.
+func (l *loop) post(f func()) bool {
+	l.mu.Lock()
+	if l.over {
+		l.mu.Unlock()
+		return false
+	}
+	l.posted = append(l.posted, f)
+	l.mu.Unlock()
+	l.wake()
+	return true
+}
+
+// run is the loop. It ends when the wire does.
+func (l *loop) run() error {
+	defer l.end()
+	p := l.p
+	var linkErr error
+	l.watched[linkIndex].on = func(events uint32) {
+		if events&^unix.EPOLLOUT != 0 && linkErr == nil {
+			linkErr = l.readLink()
+		}
+	}
+	for {
+		n, err := l.wait()
+		if err != nil {
+			return err
+		}
+		for i := range l.events[:n] {
+			ev := &l.events[i]
+			if w := &l.watched[ev.Fd]; w.gen == ev.Pad && w.on != nil {
+				w.on(ev.Events)
+			}
+		}
+		if linkErr != nil {
+			return linkErr
+		}
+		if p.ctx.Err() != nil {
+			return nil
+		}
+		runtime.Gosched() // the stack's goroutines take what was delivered, and put segments in the queue
+		l.runPosted()
+		l.moveReady()
+		l.expire()
+		if err := l.flush(); err != nil {
+			return err
+		}
+		if len(l.held) > 0 && p.queue.bytes.Load() < holdAbove {
+			l.ready = append(l.ready, l.held...)
+			l.held = l.held[:0]
+		}
+	}
+}
+
+// wait collects events, and sleeps until there are some unless there is work without.
+func (l *loop) wait() (int, error) {
+	if len(l.ready) > 0 {
+		return l.epollNow()
+	}
+	runtime.Gosched() // what the stack has still to do is cheaper done now than by being woken for it
+	l.asleep.Store(true)
+	defer l.asleep.Store(false)
+	if l.pending() {
+		return l.epollNow()
+	}
+	var n int
+	var err error
+	if rerr := l.poll.Read(func(uintptr) bool {
+		n, err = l.epollNow()
+		return n != 0 || err != nil
+	}); rerr != nil {
+		return 0, rerr
+	}
+	return n, err
+}
+
+// pending says whether somebody has given the loop work since it last looked.
+func (l *loop) pending() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.posted) > 0 || len(l.woken) > 0 || !l.wantOut && l.p.queue.waiting() || l.p.ctx.Err() != nil
+}
+
+func (l *loop) epollNow() (int, error) {
+	for {
+		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&l.events[0])), eventsAtOnce, 0, 0, 0)
+		switch e {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, os.NewSyscallError("epoll_pwait", e)
+		}
+	}
+}
+
+// readLink carries one batch.
+func (l *loop) readLink() error {
+	p := l.p
+	p.batch.Next()
+	err := l.link.TryReadFrames(p.batch)
+	if errors.Is(err, link.ErrWait) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p.carry()
+	return nil
+}
+
+func (l *loop) runPosted() {
+	l.mu.Lock()
+	fs := l.posted
+	l.posted = nil
+	l.ready = append(l.ready, l.woken...)
+	l.woken = l.woken[:0]
+	l.mu.Unlock()
+	for _, f := range fs {
+		f()
+	}
+}
+
+// moveReady gives each stream that became ready one turn.
+func (l *loop) moveReady() {
+	turn := l.ready
+	l.ready = nil
+	for _, s := range turn {
+		s.move()
+	}
+	clear(turn)
+	if l.ready == nil {
+		l.ready = turn[:0]
+	}
+}
+
+// flush writes what waits for the guest, until nothing does or its socket is full.
+func (l *loop) flush() error {
+	p := l.p
+	for {
+		if len(l.batch) == 0 {
+			if l.at == len(l.taken) {
+				if l.taken != nil {
+					l.spare = l.taken
+				}
+				if l.taken, l.at = p.queue.grab(l.spare), 0; l.taken == nil {
+					l.watchLink(false)
+					return nil
+				}
+			}
+			n := p.compose(l.taken[l.at:])
+			l.batch, l.next = l.taken[l.at:l.at+n], 0
+			l.at += n
+		}
+		frames := p.split.frames[l.next:]
+		n, err := l.link.TryWriteFrames(frames)
+		for i := range frames[:n] {
+			p.txBytes.Add(uint64(frames[i].Len()))
+		}
+		p.txFrames.Add(uint64(n))
+		l.next += n
+		if errors.Is(err, link.ErrWait) {
+			l.watchLink(true)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		p.queue.done(l.batch)
+		l.batch = nil
+	}
+}
+
+// end closes what the loop owns.
+func (l *loop) end() {
+	l.mu.Lock()
+	l.over = true
+	fs := l.posted
+	l.posted = nil
+	l.mu.Unlock()
+	for _, f := range fs {
+		f()
+	}
+	for i := range l.watched {
+		if on := l.watched[i].on; on != nil && i > linkIndex {
+			on(watchedEnds)
+		}
+	}
+	l.p.queue.done(l.batch)
+	l.p.queue.done(l.taken[l.at:])
+	l.timer.Stop()
+	l.close()
+}
+
+// watchedEnds is given to whoever has a descriptor when the loop ends; no epoll event has this bit.
+const watchedEnds = 1 << 27
+
+// dialTime is how long the far side's answer is waited for: egress.Host's own bound.
+const dialTime = egress.DefaultDialTimeout
+
+// expire fails the conversations that the far side has not answered. All have the same time, so the oldest is first.
+func (l *loop) expire() {
+	for e := l.dialing.Front(); e != nil; e = l.dialing.Front() {
+		s := e.Value.(*stream)
+		left := dialTime - time.Since(s.began)
+		if left > 0 {
+			l.timer.Reset(left)
+			return
+		}
+		s.failed(fmt.Errorf("no answer in %v: %w", dialTime, os.ErrDeadlineExceeded))
+	}
+}

@@ -1,0 +1,456 @@
+package backend
+
+// A stream is a TCP conversation on the loop: a host socket that never blocks, and a gVisor endpoint. Bytes pass
+// between them without a buffer of ours: from the guest by writev of the endpoint's own views, to the guest by a read
+// into views that the endpoint then owns.
+
+import (
+	"container/list"
+	"errors"
+	"io"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/vmnetd/vmnetd/backend/egress"
+	"github.com/vmnetd/vmnetd/flows"
+)
+
+// turnBytes is how much one stream may move before the others have their turn.
+const turnBytes = 1 << 20
+
+// maxPieces is how many views one writev takes: half of IOV_MAX is 45 segments of 1448 bytes eleven times over.
+const maxPieces = 512
+
+type streamState int
+
+const (
+	streamDialing streamState = iota // the far side has not answered
+	streamShaking                    // it has; the guest's handshake is going on
+	streamOpen
+	streamClosed
+)
+
+type stream struct {
+	l     *loop
+	flow  *flows.Flow
+	state streamState
+	began time.Time
+
+	// Of the dial:
+	id   stack.TransportEndpointID
+	syn  *stack.PacketBuffer
+	elem *list.Element
+
+	fd      int
+	index   int32 // in the loop's watched
+	in, out bool  // the host socket may have bytes, may take bytes
+	hup     bool  // its peer sends no more
+	broken  bool  // it has an error
+
+	ep    tcpip.Endpoint
+	wq    *waiter.Queue
+	entry waiter.Entry
+	rings bool // entry is registered
+
+	upDone, downDone bool
+	queued           atomic.Bool // on the loop's ready or woken list
+}
+
+// openStream begins a conversation whose SYN was let in. It takes a reference on pkt. It runs on the loop.
+func (l *loop) openStream(id stack.TransportEndpointID, pkt *stack.PacketBuffer, q flows.Query) (*flows.Flow, flows.Verdict) {
+	p, n := l.p, l.p.net
+	s := &stream{l: l, id: id, fd: -1, index: -1, began: time.Now()}
+	f, v := n.admit(p, q, func(r flows.Reason) { l.post(func() { s.cut() }) })
+	if f == nil {
+		return nil, v
+	}
+	s.flow = f
+	s.syn = pkt.IncRef()
+	to := n.translate(q.Dst)
+	fd, err := l.hosts.Connect(egress.TCPNetwork(to.Addr()), to)
+	if err == nil {
+		s.fd = fd
+		s.index, err = l.watch(fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, s.event)
+	}
+	p.tcp.hold(id, &dial{accept: s.accepted, fail: func() { l.post(s.cut) }})
+	s.elem = l.dialing.PushBack(s)
+	if l.dialing.Len() == 1 {
+		l.timer.Reset(dialTime)
+	}
+	if err != nil {
+		s.failed(err)
+	}
+	return f, v
+}
+
+// event is told what the host socket is ready for.
+func (s *stream) event(events uint32) {
+	if events == watchedEnds {
+		s.abort(flows.ReasonGuestGone)
+		return
+	}
+	if s.state == streamDialing {
+		if events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) == 0 {
+			return
+		}
+		if errno, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || errno != 0 {
+			if err == nil {
+				err = os.NewSyscallError("connect", syscall.Errno(errno))
+			}
+			s.failed(err)
+			return
+		}
+		s.connected()
+	}
+	s.in = s.in || events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLERR|unix.EPOLLHUP) != 0
+	s.out = s.out || events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0
+	s.hup = s.hup || events&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0
+	s.broken = s.broken || events&unix.EPOLLERR != 0
+	if s.state == streamOpen && !s.queued.Swap(true) {
+		s.l.ready = append(s.l.ready, s)
+	}
+}
+
+// connected lets the guest's handshake go on: the forwarder runs it on a goroutine, which ends in accepted or cut.
+func (s *stream) connected() {
+	s.state = streamShaking
+	s.undial()
+	if !s.l.p.tcp.forward.HandlePacket(s.id, s.syn) {
+		s.l.p.tcp.release(s.id)
+		s.abort(flows.ReasonReset)
+	}
+	s.dropSYN()
+}
+
+func (s *stream) undial() {
+	if s.elem != nil {
+		s.l.dialing.Remove(s.elem)
+		s.elem = nil
+	}
+}
+
+func (s *stream) dropSYN() {
+	if s.syn != nil {
+		s.syn.DecRef()
+		s.syn = nil
+	}
+}
+
+// failed answers the guest for a far side that could not be reached.
+func (s *stream) failed(err error) {
+	p := s.l.p
+	p.tcp.release(s.id)
+	k := egress.Classify(err)
+	if k == egress.Exhausted {
+		p.net.complain("no sockets left for guests' conversations", err)
+	}
+	p.tcp.answer(s.syn, s.id, k)
+	s.abort(reasonOf(k))
+}
+
+// accepted takes the guest's side over. It runs on the forwarder's goroutine.
+func (s *stream) accepted(c *tcpConn) {
+	s.wq, s.ep = c.wq, c.ep
+	if !s.l.post(s.start) {
+		s.ep.Abort()
+		s.ep.Close()
+	}
+}
+
+// start begins to move bytes.
+func (s *stream) start() {
+	if s.state != streamShaking {
+		s.ep.Abort()
+		s.ep.Close()
+		return
+	}
+	s.state = streamOpen
+	s.flow.SetState(flows.Open)
+	s.entry = waiter.NewFunctionEntry(waiter.EventIn|waiter.EventOut|waiter.EventErr|waiter.EventHUp|waiter.EventRdHUp, s.ring)
+	s.wq.EventRegister(&s.entry)
+	s.rings = true
+	s.in = true
+	if !s.queued.Swap(true) {
+		s.l.ready = append(s.l.ready, s)
+	}
+}
+
+// ring says that the guest's side changed. It runs on the stack's goroutines, under locks of theirs.
+func (s *stream) ring(waiter.EventMask) {
+	if s.queued.Swap(true) {
+		return
+	}
+	l := s.l
+	l.mu.Lock()
+	l.woken = append(l.woken, s)
+	l.mu.Unlock()
+	l.wake()
+}
+
+// move carries what can be carried both ways, and ends what is over.
+func (s *stream) move() {
+	s.queued.Store(false)
+	if s.state != streamOpen {
+		return
+	}
+	again := false
+	if !s.upDone {
+		more, err := s.moveUp()
+		if err != nil {
+			s.abort(flows.ReasonReset)
+			return
+		}
+		again = more
+	}
+	if !s.downDone && s.in {
+		more, err := s.moveDown()
+		if err != nil {
+			s.abort(flows.ReasonReset)
+			return
+		}
+		again = again || more
+	}
+	if s.upDone && s.downDone {
+		s.finish()
+		return
+	}
+	if again && !s.queued.Swap(true) {
+		s.l.ready = append(s.l.ready, s)
+	}
+}
+
+// moveUp carries bytes from the guest. It reports whether there may be more at once.
+func (s *stream) moveUp() (more bool, err error) {
+	for moved := 0; moved < turnBytes; {
+		if !s.out {
+			return false, nil
+		}
+		pieces := &s.l.pieces
+		pieces.vec, pieces.size = pieces.vec[:0], 0
+		_, terr := s.ep.Read(pieces, tcpip.ReadOptions{Peek: true})
+		if pieces.size == 0 {
+			switch terr.(type) {
+			case nil, *tcpip.ErrWouldBlock:
+				return false, nil
+			case *tcpip.ErrClosedForReceive:
+				s.upDone = true
+				s.flow.SetState(flows.Closing)
+				unix.Shutdown(s.fd, unix.SHUT_WR) // its error is the next read's to tell
+				return false, nil
+			}
+			return false, stackError{terr}
+		}
+		n, _, e := unix.RawSyscall(unix.SYS_WRITEV, uintptr(s.fd), uintptr(unsafe.Pointer(&pieces.vec[0])), uintptr(len(pieces.vec)))
+		switch e {
+		case 0:
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			s.out = false
+			return false, nil
+		default:
+			return false, e
+		}
+		s.ep.Read(&discard{int(n)}, tcpip.ReadOptions{})
+		s.flow.Up.Add(int(n))
+		moved += int(n)
+		if int(n) < pieces.size {
+			s.out = false
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// moveDown carries bytes to the guest. It reports whether there may be more at once.
+func (s *stream) moveDown() (more bool, err error) {
+	l := s.l
+	for moved := 0; moved < turnBytes; {
+		if l.p.queue.bytes.Load() > holdAbove {
+			if !s.queued.Swap(true) {
+				l.held = append(l.held, s)
+			}
+			return false, nil
+		}
+		var n int32
+		if _, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(s.fd), unix.TIOCINQ, uintptr(unsafe.Pointer(&n))); e != 0 {
+			return false, e
+		}
+		if n == 0 {
+			if s.broken {
+				errno, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+				if err == nil && errno != 0 {
+					err = syscall.Errno(errno)
+				}
+				s.broken = false
+				if err != nil {
+					return false, err
+				}
+			}
+			if !s.hup {
+				s.in = false
+				return false, nil
+			}
+			// A FIN and a reset both read as the end; only a read tells which.
+			var b [1]byte
+			switch m, err := unix.Read(s.fd, b[:]); {
+			case m == 0 && err == nil:
+				s.downDone = true
+				s.flow.SetState(flows.Closing)
+				s.ep.Shutdown(tcpip.ShutdownWrite)
+				return false, nil
+			case err == unix.EAGAIN:
+				s.in = false
+				return false, nil
+			case err != nil:
+				return false, err
+			default:
+				s.ep.Write(&oneByte{b[0]}, tcpip.WriteOptions{})
+				continue
+			}
+		}
+		w, terr := s.ep.Write(&hostBytes{fd: s.fd, left: int(n)}, tcpip.WriteOptions{Atomic: true})
+		if terr != nil {
+			if _, full := terr.(*tcpip.ErrWouldBlock); full {
+				return false, nil // the endpoint rings when it has room
+			}
+			return false, stackError{terr}
+		}
+		s.flow.Down.Add(int(w))
+		moved += int(w)
+	}
+	return true, nil
+}
+
+// finish closes both sides, which have both ended.
+func (s *stream) finish() {
+	s.state = streamClosed
+	s.unhook()
+	s.ep.Close()
+	s.flow.End(flows.ReasonClosed)
+}
+
+// cut ends the stream because the flow table has.
+func (s *stream) cut() { s.abort(flows.ReasonEvicted) }
+
+// abort ends both sides with a reset.
+func (s *stream) abort(r flows.Reason) {
+	if s.state == streamClosed {
+		return
+	}
+	was := s.state
+	s.state = streamClosed
+	if s.fd >= 0 && was != streamDialing {
+		unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
+	if was == streamDialing {
+		s.undial()
+		s.l.p.tcp.release(s.id)
+	}
+	s.dropSYN()
+	s.unhook()
+	if was == streamOpen {
+		s.ep.Abort()
+		s.ep.Close()
+	}
+	s.flow.End(r)
+}
+
+// unhook lets go of the host socket and of the endpoint's events.
+func (s *stream) unhook() {
+	if s.index >= 0 {
+		s.l.forget(s.index)
+		s.index = -1
+	}
+	if s.fd >= 0 {
+		unix.Close(s.fd)
+		s.fd = -1
+	}
+	if s.rings {
+		s.wq.EventUnregister(&s.entry)
+		s.rings = false
+	}
+}
+
+// pieces collects where the endpoint's bytes lie.
+type pieces struct {
+	vec  []unix.Iovec
+	size int
+}
+
+var errEnough = errors.New("enough")
+
+func (p *pieces) Write(b []byte) (int, error) {
+	if len(p.vec) == maxPieces || p.size >= turnBytes {
+		return 0, errEnough
+	}
+	if len(b) > 0 {
+		p.vec = append(p.vec, unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))})
+		p.size += len(b)
+	}
+	return len(b), nil
+}
+
+// discard takes n bytes off the endpoint.
+type discard struct{ n int }
+
+func (d *discard) Write(b []byte) (int, error) {
+	if d.n == 0 {
+		return 0, errEnough
+	}
+	n := min(d.n, len(b))
+	d.n -= n
+	if n < len(b) {
+		return n, errEnough
+	}
+	return n, nil
+}
+
+// hostBytes is what a host socket is known to hold. It must give exactly Len bytes: gVisor loses what it has read if
+// the last read fails.
+type hostBytes struct {
+	fd, left int
+}
+
+func (h *hostBytes) Len() int { return h.left }
+
+func (h *hostBytes) Read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	if len(b) > h.left {
+		b = b[:h.left]
+	}
+	for {
+		n, _, e := unix.RawSyscall(unix.SYS_READ, uintptr(h.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		switch {
+		case e == unix.EINTR:
+			continue
+		case e != 0:
+			return 0, e
+		case n == 0:
+			return 0, io.ErrUnexpectedEOF
+		}
+		h.left -= int(n)
+		return int(n), nil
+	}
+}
+
+type oneByte struct{ b byte }
+
+func (o *oneByte) Len() int { return 1 }
+func (o *oneByte) Read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	b[0] = o.b
+	return 1, nil
+}

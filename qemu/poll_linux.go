@@ -1,0 +1,188 @@
+package qemu
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmnetd/vmnetd/backend/link"
+)
+
+// polled is a stream over a descriptor.
+type polled struct {
+	*stream
+	rc syscall.RawConn
+
+	// Of the one writer:
+	vec  []unix.Iovec
+	rest []byte // what is left of a frame that was cut
+
+	// Of the one reader:
+	rvec []unix.Iovec
+}
+
+var _ link.Polled = (*polled)(nil)
+
+func newLink(s *stream) link.Link {
+	sc, ok := s.c.(syscall.Conn)
+	if !ok {
+		return s
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return s
+	}
+	return &polled{stream: s, rc: rc}
+}
+
+func (p *polled) Poll(f func(fd int) error) (ok bool, err error) {
+	if cerr := p.rc.Control(func(fd uintptr) { ok = true; err = f(int(fd)) }); cerr != nil {
+		return false, net.ErrClosed
+	}
+	return ok, err
+}
+
+func (p *polled) TryReadFrames(b *link.Batch) error {
+	if err := p.cut(b); err != nil || len(b.Frames) > 0 {
+		return err
+	}
+	p.rvec = p.rvec[:0]
+	for _, s := range b.Space(0) {
+		p.rvec = append(p.rvec, iovec(s))
+	}
+	n, err := p.vector(unix.SYS_READV, p.rvec)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return io.EOF
+	}
+	b.Wrote(n)
+	if err := p.cut(b); err != nil {
+		return err
+	}
+	if len(b.Frames) == 0 {
+		return link.ErrWait
+	}
+	return nil
+}
+
+func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
+	for done := 0; ; {
+		p.vec = p.vec[:0]
+		want := 0
+		add := func(b []byte) {
+			if len(b) == 0 {
+				return
+			}
+			want += len(b)
+			if l := len(p.vec) - 1; l >= 0 && follows(p.vec[l], b) {
+				p.vec[l].Len += uint64(len(b)) // neighbours in the builder's memory: fewer pieces to walk
+				return
+			}
+			p.vec = append(p.vec, iovec(b))
+		}
+		add(p.rest)
+		last := done
+		for ; last < len(frames) && len(p.vec)+1+len(frames[last].Body) <= maxVec; last++ {
+			f := &frames[last]
+			head := f.Head[link.Headroom-prefixLen:]
+			binary.BigEndian.PutUint32(head, uint32(f.Len()))
+			add(head)
+			for _, b := range f.Body {
+				add(b)
+			}
+		}
+		if want == 0 {
+			return done, nil
+		}
+		n, err := p.vector(unix.SYS_WRITEV, p.vec)
+		if err != nil {
+			return done, err
+		}
+		full := n == want
+		if n < len(p.rest) {
+			p.rest = p.rest[n:]
+			return done, link.ErrWait
+		}
+		n -= len(p.rest)
+		p.rest = p.rest[:0]
+		for ; done < last; done++ {
+			size := prefixLen + frames[done].Len()
+			if n < size {
+				if n > 0 { // cut: the peer has its beginning, so the rest must follow
+					p.rest = appendFrom(p.rest[:0], &frames[done], n)
+					done++
+				}
+				break
+			}
+			n -= size
+		}
+		if !full {
+			return done, link.ErrWait
+		}
+	}
+}
+
+// maxVec is IOV_MAX.
+const maxVec = 1024
+
+func iovec(b []byte) unix.Iovec {
+	return unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))}
+}
+
+func follows(v unix.Iovec, b []byte) bool {
+	return uintptr(unsafe.Pointer(v.Base))+uintptr(v.Len) == uintptr(unsafe.Pointer(unsafe.SliceData(b)))
+}
+
+// appendFrom appends the bytes of a frame and its length that follow the first n.
+func appendFrom(to []byte, f *link.Frame, n int) []byte {
+	add := func(b []byte) {
+		if n < len(b) {
+			to = append(to, b[n:]...)
+			n = 0
+		} else {
+			n -= len(b)
+		}
+	}
+	add(f.Head[link.Headroom-prefixLen:])
+	for _, b := range f.Body {
+		add(b)
+	}
+	return to
+}
+
+// vector is readv(2) or writev(2) on a descriptor that does not wait. The scheduler is not told: there is nothing to
+// wait for, and telling it costs as much as a small call.
+func (p *polled) vector(trap uintptr, vec []unix.Iovec) (n int, err error) {
+	cerr := p.rc.Control(func(fd uintptr) {
+		for {
+			r, _, e := unix.RawSyscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(vec))), uintptr(len(vec)))
+			if e == unix.EINTR {
+				continue
+			}
+			n = int(r)
+			if e != 0 {
+				n, err = 0, e
+			}
+			return
+		}
+	})
+	switch {
+	case cerr != nil:
+		return 0, net.ErrClosed
+	case err == nil:
+		return n, nil
+	case errors.Is(err, unix.EAGAIN):
+		return 0, link.ErrWait
+	case trap == unix.SYS_READV:
+		return 0, fmt.Errorf("qemu: read: %w", err)
+	}
+	return 0, fmt.Errorf("qemu: write: %w", err)
+}
