@@ -50,15 +50,17 @@ func listenTCP(t *testing.T, lo netip.Addr, serve func(*net.TCPConn)) netip.Addr
 	return ln.Addr().(*net.TCPAddr).AddrPort()
 }
 
-// closedPort is a port that nobody listens on: it was just given up.
-func closedPort(t *testing.T, lo netip.Addr) netip.AddrPort {
+// closedTCP is a port that nobody listens on, nor can begin to: a connection
+// has it.
+func closedTCP(t *testing.T, lo netip.Addr) netip.AddrPort {
 	t.Helper()
-	ln, err := net.ListenTCP(TCPNetwork(lo), net.TCPAddrFromAddrPort(netip.AddrPortFrom(lo, 0)))
+	dst := listenTCP(t, lo, func(c *net.TCPConn) { c.Close() })
+	c, err := net.DialTCP(TCPNetwork(lo), nil, net.TCPAddrFromAddrPort(dst))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).AddrPort()
+	t.Cleanup(func() { c.Close() })
+	return c.LocalAddr().(*net.TCPAddr).AddrPort()
 }
 
 func TestDialHalfClose(t *testing.T) {
@@ -105,7 +107,7 @@ func TestDialReset(t *testing.T) {
 
 func TestDialRefused(t *testing.T) {
 	both(t, func(t *testing.T, lo netip.Addr) {
-		_, err := new(Host).DialContext(soon(t), TCPNetwork(lo), closedPort(t, lo))
+		_, err := new(Host).DialContext(soon(t), TCPNetwork(lo), closedTCP(t, lo))
 		if k := Classify(err); k != Refused {
 			t.Errorf("%v: %v, want refused", err, k)
 		}

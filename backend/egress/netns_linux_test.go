@@ -79,18 +79,33 @@ func route(t *testing.T, r netlink.Route, prefix string) {
 	}
 }
 
-// blackHole is a default route, of both families, to an interface that
-// swallows everything.
+// blackHole is a default route, of both families, to a router that swallows
+// everything: the far end of the cable is up, but has another MAC.
 func blackHole(t *testing.T) {
 	t.Helper()
-	if err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "hole"}}); err != nil {
-		t.Skipf("no dummy interfaces in this kernel: %v", err)
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "hole"}, PeerName: "bottom"}); err != nil {
+		t.Skipf("no veth interfaces in this kernel: %v", err)
 	}
-	hole := up(t, "hole")
-	address(t, hole, "10.9.0.1/24")
-	address(t, hole, "2001:db8:9::1/64")
-	route(t, netlink.Route{LinkIndex: hole.Attrs().Index}, "0.0.0.0/0")
-	route(t, netlink.Route{LinkIndex: hole.Attrs().Index}, "::/0")
+	up(t, "bottom")
+	hole := up(t, "hole").Attrs().Index
+	for _, f := range []struct{ addr, router, all string }{
+		{"10.9.0.1/24", "10.9.0.2", "0.0.0.0/0"},
+		{"2001:db8:9::1/64", "2001:db8:9::2", "::/0"},
+	} {
+		l, err := netlink.LinkByIndex(hole)
+		if err != nil {
+			t.Fatal(err)
+		}
+		address(t, l, f.addr)
+		router := net.ParseIP(f.router)
+		if err := netlink.NeighAdd(&netlink.Neigh{
+			LinkIndex: hole, State: netlink.NUD_PERMANENT, IP: router,
+			HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 0xff},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		route(t, netlink.Route{LinkIndex: hole, Gw: router}, f.all)
+	}
 }
 
 // One address of each family that no host in the namespace has.
@@ -234,8 +249,7 @@ func TestPing(t *testing.T) {
 	h := new(Host)
 	los := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
 
-	sysctl(t, "net/ipv4/ping_group_range", "1 0")
-	v4, v6 := h.PingAllowed()
+	v4, v6 := h.PingAllowed() // a new namespace has it at 1 0: nobody
 	for i, err := range []error{v4, v6, h.Ping(soon(t), los[0], 1, nil), h.Ping(soon(t), los[1], 1, nil)} {
 		if !errors.Is(err, ErrNoPing) || !strings.Contains(err.Error(), "sysctl -w net.ipv4.ping_group_range=") {
 			t.Errorf("%d: forbidden: %v", i, err)
@@ -660,7 +674,7 @@ func TestLeaveBy(t *testing.T) {
 				if err := h.Ping(soon(t), lo, 1, nil); err != nil {
 					t.Errorf("loopback by ping: %v", err)
 				}
-				if _, err := h.DialContext(soon(t), TCPNetwork(lo), closedPort(t, lo)); Classify(err) != Refused {
+				if _, err := h.DialContext(soon(t), TCPNetwork(lo), closedTCP(t, lo)); Classify(err) != Refused {
 					t.Errorf("loopback by tcp: %v", err)
 				}
 			}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 )
 
 func listenUDP(t *testing.T, h *Host, network string, from netip.AddrPort) PacketConn {
@@ -16,8 +17,22 @@ func listenUDP(t *testing.T, h *Host, network string, from netip.AddrPort) Packe
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { pc.Close() })
+	// A read that nothing ends fails then, rather than waits for ever.
+	late := time.AfterFunc(patience, func() { pc.Close() })
+	t.Cleanup(func() { late.Stop(); pc.Close() })
 	return pc
+}
+
+// closedUDP is a port that nobody receives on, nor can begin to: a socket that
+// is connected elsewhere has it.
+func closedUDP(t *testing.T, lo netip.Addr) netip.AddrPort {
+	t.Helper()
+	c, err := net.DialUDP(UDPNetwork(lo), nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(lo, 9)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
 // echoUDP answers each datagram with itself.
