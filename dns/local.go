@@ -488,9 +488,10 @@ func parseRecord(line, domain string) (wire.RR, error) {
 	bad := func(format string, args ...any) (wire.RR, error) {
 		return nil, fmt.Errorf("dns: record %.80q: "+format+`; want a line like "db A 10.0.2.20"`, append([]any{line}, args...)...)
 	}
-	line = strings.TrimSpace(line)
-	// A directive could make 65535 records of one line ($GENERATE).
-	if line == "" || line[0] == '$' || strings.ContainsAny(line, "\r\n\x00") {
+	line = strings.Trim(line, " \t")
+	// A directive could make 65535 records of one line ($GENERATE). Control
+	// characters can be written as \DDD.
+	if line == "" || line[0] == '$' || strings.ContainsFunc(line, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
 		return bad("not one record")
 	}
 	zp := wire.NewZoneParser(strings.NewReader(line+"\n"), domain, "")
@@ -581,7 +582,8 @@ func rrAddr(rr wire.RR) (netip.Addr, bool) {
 func (t *table) remove(line string) (int, error) {
 	var match func(wire.RR) bool
 	var name string
-	fields := strings.Fields(line)
+	// What a zone file takes for space, not what Unicode does.
+	fields := strings.FieldsFunc(line, func(r rune) bool { return r == ' ' || r == '\t' })
 	switch len(fields) {
 	case 0:
 		return 0, errors.New("dns: nothing named to remove; want NAME, NAME TYPE, or a whole record")
