@@ -181,6 +181,7 @@ func (p *port) toStack(kind uint16, ip []byte, body link.Span) {
 	if p.gro.add(p.nic, p.batch, kind, ip, body) {
 		return
 	}
+	p.tcp.makeWay(kind, ip)
 	switch kind {
 	case etherIPv4:
 		if p.unreachableFromGuest(ip, false) {

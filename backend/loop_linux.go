@@ -233,7 +233,13 @@ func (l *loop) run() error {
 			return err
 		}
 		if len(l.held) > 0 && p.queue.bytes.Load() < holdAbove {
-			l.ready = append(l.ready, l.held...)
+			for _, s := range l.held {
+				s.held = false
+				if !s.queued.Swap(true) {
+					l.ready = append(l.ready, s)
+				}
+			}
+			clear(l.held)
 			l.held = l.held[:0]
 		}
 	}

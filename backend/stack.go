@@ -25,12 +25,10 @@ const (
 	// tcpBuffer is how much one conversation holds each way, at most: the least that reached full speed at MTU
 	// 65520. It is a ceiling; bytes present take memory, empty buffers do not.
 	tcpBuffer = 4 << 20
-	// handshakes is how many conversations may wait for their guest's last ACK after the far side has answered.
-	// Each has been admitted and dialled, so flows.Limits bounds them before this does.
-	handshakes = 16384
 	// timeWait frees a finished conversation's memory early: 2 MSL (RFC 9293 §3.6.1) is there for segments that
-	// wander in a network, and between a guest and its gateway is one hop that keeps order.
-	timeWait = 5 * time.Second
+	// wander in a network, and between a guest and its gateway is one hop that keeps order. A second leaves a guest
+	// whose queue dropped our last ACK time to send its FIN again (RFC 6298's least timeout).
+	timeWait = time.Second
 )
 
 func init() {

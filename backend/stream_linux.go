@@ -62,13 +62,14 @@ type stream struct {
 
 	upDone, downDone bool
 	queued           atomic.Bool // on the loop's ready or woken list
+	held             bool        // on the loop's held list
 }
 
 // openStream begins a conversation whose SYN was let in. It takes a reference on pkt. It runs on the loop.
 func (l *loop) openStream(id stack.TransportEndpointID, pkt *stack.PacketBuffer, q flows.Query) (*flows.Flow, flows.Verdict) {
 	p, n := l.p, l.p.net
 	s := &stream{l: l, id: id, fd: -1, index: -1, began: time.Now()}
-	f, v := n.admit(p, q, func(r flows.Reason) { l.post(func() { s.cut() }) })
+	f, v := n.admit(p, q, func(r flows.Reason) { l.post(func() { s.abort(r) }) })
 	if f == nil {
 		return nil, v
 	}
@@ -80,7 +81,7 @@ func (l *loop) openStream(id stack.TransportEndpointID, pkt *stack.PacketBuffer,
 		s.fd = fd
 		s.index, err = l.watch(fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, s.event)
 	}
-	p.tcp.hold(id, &dial{accept: s.accepted, fail: func() { l.post(s.cut) }})
+	p.tcp.hold(id, &dial{accept: s.accepted, fail: func() { l.post(func() { s.abort(flows.ReasonTimeout) }) }})
 	s.elem = l.dialing.PushBack(s)
 	if l.dialing.Len() == 1 {
 		l.timer.Reset(dialTime)
@@ -119,7 +120,7 @@ func (s *stream) event(events uint32) {
 	}
 }
 
-// connected lets the guest's handshake go on: the forwarder runs it on a goroutine, which ends in accepted or cut.
+// connected lets the guest's handshake go on: the forwarder runs it on a goroutine, which ends in accepted or abort.
 func (s *stream) connected() {
 	s.state = streamShaking
 	s.undial()
@@ -275,7 +276,8 @@ func (s *stream) moveDown() (more bool, err error) {
 	l := s.l
 	for moved := 0; moved < turnBytes; {
 		if l.p.queue.bytes.Load() > holdAbove {
-			if !s.queued.Swap(true) {
+			if !s.held {
+				s.held = true
 				l.held = append(l.held, s)
 			}
 			return false, nil
@@ -337,9 +339,6 @@ func (s *stream) finish() {
 	s.ep.Close()
 	s.flow.End(flows.ReasonClosed)
 }
-
-// cut ends the stream because the flow table has.
-func (s *stream) cut() { s.abort(flows.ReasonEvicted) }
 
 // abort ends both sides with a reset.
 func (s *stream) abort(r flows.Reason) {

@@ -39,7 +39,9 @@ type dial struct {
 func (t *tcpSide) init(p *port) {
 	t.port = p
 	t.pending = make(map[stack.TransportEndpointID]*dial)
-	t.forward = tcp.NewForwarder(p.stack, tcpBuffer, handshakes, t.handshake)
+	// A SYN beyond the forwarder's bound would be forgotten silently; flows.Limits and the resolver's bound them first.
+	most := p.net.flows.Limits().Flows + dnsConns
+	t.forward = tcp.NewForwarder(p.stack, tcpBuffer, most, t.handshake)
 	p.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, t.fromGuest)
 }
 
@@ -104,6 +106,35 @@ func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		}
 	})
 	return true
+}
+
+// dnsConns is room for handshakes with the resolver, which are no flows: far more than it keeps open for one guest.
+const dnsConns = 1024
+
+// makeWay ends the conversation that a new SYN would replace. gVisor passes over a SYN for one in TIME-WAIT where
+// nothing listens, and the guest would wait for as long as that lasts; RFC 9293 §3.10.7.4 lets a new SYN reopen it.
+func (t *tcpSide) makeWay(kind uint16, ip []byte) {
+	var id stack.TransportEndpointID
+	proto := tcpip.NetworkProtocolNumber(kind)
+	var seg header.TCP
+	switch {
+	case kind == etherIPv4 && len(ip) >= header.IPv4MinimumSize+header.TCPMinimumSize && ip[0] == 0x45 && ip[9] == byte(tcp.ProtocolNumber):
+		h := header.IPv4(ip)
+		id.RemoteAddress, id.LocalAddress, seg = h.SourceAddress(), h.DestinationAddress(), header.TCP(ip[header.IPv4MinimumSize:])
+	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize+header.TCPMinimumSize && ip[6] == byte(tcp.ProtocolNumber):
+		h := header.IPv6(ip)
+		id.RemoteAddress, id.LocalAddress, seg = h.SourceAddress(), h.DestinationAddress(), header.TCP(ip[header.IPv6MinimumSize:])
+	default:
+		return
+	}
+	if seg.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
+		return
+	}
+	id.RemotePort, id.LocalPort = seg.SourcePort(), seg.DestinationPort()
+	ep, ok := t.port.stack.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
+	if ok && tcp.EndpointState(ep.State()) == tcp.StateTimeWait {
+		ep.Abort() // its RST acknowledges nothing of the new SYN's, so the guest passes over it (§3.10.7.3)
+	}
 }
 
 func (t *tcpSide) hold(id stack.TransportEndpointID, d *dial) {
