@@ -243,7 +243,7 @@ func (g *Guest) WaitReady(ctx context.Context) error {
 	select {
 	case <-g.attached:
 	case <-g.exited:
-		return fmt.Errorf("guest %s: QEMU ended before it booted: %w", g.Name, g.describeExit())
+		return fmt.Errorf("guest %s: QEMU has ended: %w", g.Name, g.describeExit())
 	case <-ctx.Done():
 		return fmt.Errorf("guest %s: not booted: %w\n%s", g.Name, context.Cause(ctx), g.Console())
 	}
@@ -251,12 +251,16 @@ func (g *Guest) WaitReady(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	select {
-	case <-g.exited:
-		return fmt.Errorf("guest %s: QEMU ended before it booted: %w", g.Name, g.describeExit())
-	default:
-		return fmt.Errorf("guest %s: not booted: %w\n%s", g.Name, err, g.Console())
+	// The channel breaks a moment before QEMU's last words can be had.
+	if ctx.Err() == nil {
+		select {
+		case <-g.exited:
+			return fmt.Errorf("guest %s: QEMU has ended: %w", g.Name, g.describeExit())
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
 	}
+	return fmt.Errorf("guest %s: no answer: %w\n%s", g.Name, err, g.Console())
 }
 
 func (g *Guest) describeExit() error {
