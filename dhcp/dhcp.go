@@ -31,7 +31,7 @@
 //   - When the pool is dry, addresses go back first from clients whose lease has ended, then from guests
 //     that are away, the one that holds most first. A lease of a guest that is here is never taken back.
 //
-// A guest is here from its first message until Detach. A guest that comes back through another link is
+// A guest is here from Attach or its first message until Detach. A guest that comes back through another link is
 // known again by the client's MAC, and so gets the address that it had.
 //
 // # What it does not do
@@ -113,11 +113,13 @@ type Config struct {
 	NoNames   []string            // host names that no guest gets; localhost never is given
 	Now       func() time.Time    // nil: time.Now
 	OnLease   func(Lease, Event)  // called in order, one at a time, no lock held; nil: nobody is told
-	InUse     func(ctx context.Context, addr netip.Addr, guest string, mac MAC) (by string, used bool)
+
 	// InUse reports whether anybody but mac answers for addr, and through which guest ("" if that is not
 	// known). It is called before an address goes to a client that does not hold it, with no lock held; it
-	// may block. A guest that claims more than PerGuest addresses is no longer believed, so that none can
-	// claim the pool. Nil: nothing is probed.
+	// may block, and at most eight times for one message. A guest that claims more than PerGuest addresses
+	// is no longer believed, so that none can claim the pool. It is called as often as guests ask for
+	// addresses: what it sends to other guests is its own to limit. Nil: nothing is probed.
+	InUse func(ctx context.Context, addr netip.Addr, guest string, mac MAC) (by string, used bool)
 }
 
 // Reservation is what a MAC gets whenever it asks. Zero fields are leased as for anybody.
@@ -295,6 +297,30 @@ func New(cfg Config) (*Server, error) {
 		s.duid = append([]byte{0, 4}, u...)
 	}
 	return s, nil
+}
+
+// Attach says that a guest is here and was heard from mac. A lease of this MAC that a guest left behind, or
+// that came from a file, is the new guest's from now on. Messages attach their guest by themselves; this is for
+// a guest that keeps its address over a restart of the daemon and has no reason to renew it for hours.
+func (s *Server) Attach(guest string, mac MAC) {
+	s.mu.Lock()
+	for _, t := range s.tables() {
+		s.attach(t, guest)
+		for r := range t.byMAC[mac] {
+			if r.away && r.state == Bound {
+				if !r.static {
+					s.room(t, guest)
+				}
+				c := r.client
+				c.guest = guest
+				t.assign(r, c)
+				s.name(r) // of two machines that had it in turn, one may hold it
+				s.notify(r, EventBound)
+			}
+		}
+	}
+	s.mu.Unlock()
+	s.flush()
 }
 
 // Detach says that a guest's link is gone. Its offers end; its leases stay, now open to the same client

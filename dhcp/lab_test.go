@@ -203,7 +203,7 @@ func (l *lab) consistent() {
 	}
 	for n, rs := range names {
 		for _, r := range rs[1:] {
-			if r.guest != rs[0].guest || r.mac != rs[0].mac {
+			if !r.oneMachine(rs[0]) {
 				l.Errorf("name %q is held by %v and %v", n, rs[0].addr, r.addr)
 			}
 		}
@@ -221,6 +221,7 @@ func waits(d time.Duration) step {
 	return func(l *lab) { l.mu.Lock(); l.now = l.now.Add(d); l.mu.Unlock() }
 }
 func sweeps() step               { return func(l *lab) { l.s.Sweep() } }
+func attaches(w who) step        { return func(l *lab) { l.s.Attach(w.guest, w.mac) } }
 func detaches(guest string) step { return func(l *lab) { l.s.Detach(guest) } }
 
 // squats has an address answer behind a guest without a lease.

@@ -107,7 +107,7 @@ func (s *Server) acquire(ctx context.Context, t *table, c client, want netip.Add
 		s.mu.Lock()
 		now := s.cfg.Now()
 		s.sweep(t, now)
-		t.attach(c.guest)
+		s.attach(t, c.guest)
 		r := s.pick(t, c, want, skip, now)
 		if r == nil {
 			s.mu.Unlock()
@@ -192,7 +192,7 @@ func (s *Server) claim(ctx context.Context, t *table, c client, addr netip.Addr,
 	defer s.mu.Unlock()
 	now := s.cfg.Now()
 	s.sweep(t, now)
-	t.attach(c.guest)
+	s.attach(t, c.guest)
 	r, why := s.holdNamed(t, c, addr, now)
 	if why != "" {
 		return why, nil
@@ -234,6 +234,10 @@ func (s *Server) holdNamed(t *table, c client, addr netip.Addr, now time.Time) (
 	}
 	if r = t.byAddr[addr]; r != nil {
 		switch {
+		case r.state == Declined && r.guest == c.guest && s.cfg.InUse != nil:
+			// Found in use behind this very guest: perhaps by the client that asks for it now. Probe again.
+			t.drop(r)
+			return t.insert(addr, c, Offered, now.Add(OfferTime)), ""
 		case r.state == Declined:
 			return nil, "the address is in use"
 		case !r.matches(c) && !r.inherits(c):
@@ -279,7 +283,7 @@ func (s *Server) bind(t *table, r *record, c client, d time.Duration, now time.T
 func (s *Server) withdraw(t *table, c client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t.attach(c.guest)
+	s.attach(t, c.guest)
 	if r := t.best(c, nil); r != nil && r.state == Offered {
 		t.endOffer(r)
 	}
@@ -290,7 +294,7 @@ func (s *Server) release(t *table, c client, addr netip.Addr) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweep(t, s.cfg.Now())
-	t.attach(c.guest)
+	s.attach(t, c.guest)
 	r := t.byAddr[addr]
 	if r == nil || !r.matches(c) || !r.live() {
 		return false
@@ -318,7 +322,7 @@ func (s *Server) decline(t *table, c client, addr netip.Addr) bool {
 	defer s.mu.Unlock()
 	now := s.cfg.Now()
 	s.sweep(t, now)
-	t.attach(c.guest)
+	s.attach(t, c.guest)
 	r := t.byAddr[addr]
 	if r == nil || !r.matches(c) || !r.live() {
 		return false

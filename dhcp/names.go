@@ -72,11 +72,31 @@ func (s *Server) nameFree(name string, r *record) bool {
 		return false
 	}
 	for o := range s.names[name] {
-		if o != r && (o.guest != r.guest || o.mac != r.mac) {
+		if o != r && !o.oneMachine(r) {
 			return false
 		}
 	}
 	return true
+}
+
+// oneMachine reports whether two leases are one machine's: the same MAC behind the same guest, or behind one
+// that is away, for a machine that comes back through another link renews its two families one by one.
+func (r *record) oneMachine(o *record) bool {
+	return r.mac == o.mac && (r.guest == o.guest || r.away || o.away)
+}
+
+// attach notes that a guest is here. Should another with its MAC have taken a name while it was away, that one
+// keeps it. s.mu is held.
+func (s *Server) attach(t *table, name string) {
+	if !t.attach(name) {
+		return
+	}
+	for r := range t.guests[name].records {
+		if r.state == Bound && r.name != "" && !s.nameFree(r.name, r) {
+			s.name(r)
+			s.notify(r, EventRenewed)
+		}
+	}
 }
 
 // unname takes the name of a lease that ends. The record still shows it to the event that follows.

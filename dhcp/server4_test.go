@@ -198,6 +198,40 @@ func TestStories4(t *testing.T) {
 			detaches("b"), known("10.0.2.16", Bound, bob),
 			leases(bob, "10.0.2.16"),
 		}},
+		{"a guest that is heard of has what it left behind", nil, []step{
+			leases(alice.called("vm"), "10.0.2.15"), leases6(alice.called("vm"), "fd00:2::1000"), leases(bob, "10.0.2.16"),
+			detaches("a"), detaches("b"), told("bound 10.0.2.15 vm", "bound fd00:2::1000 vm", "bound 10.0.2.16"),
+			attaches(alice.through("a2")),
+			known("10.0.2.15", Bound, alice.through("a2")), known("fd00:2::1000", Bound, alice.through("a2")), known("10.0.2.16", Bound, bob),
+			attaches(alice.through("c")), // while it is there, nobody else's
+			known("10.0.2.15", Bound, alice.through("a2")),
+			func(l *lab) {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				slices.Sort(l.events)
+			},
+			told("bound 10.0.2.15 vm", "bound fd00:2::1000 vm"),
+		}},
+		{"a machine that renews one family after the other through a new link keeps its name", nil, []step{
+			leases(alice.called("vm"), "10.0.2.15"), leases6(alice.called("vm"), "fd00:2::1000"), detaches("a"),
+			renews(alice.through("a2").called("vm"), "10.0.2.15", acked("10.0.2.15")),
+			leases(alice.through("x").called("vm"), "10.0.2.16"), // a stranger with its MAC, before the second
+			renews6(alice.through("a2").called("vm"), "fd00:2::1000", replied("fd00:2::1000")),
+			told("bound 10.0.2.15 vm", "bound fd00:2::1000 vm", "bound 10.0.2.15 vm", "bound 10.0.2.16 vm-2", "bound fd00:2::1000 vm"),
+		}},
+		{"a stranger with an absent machine's MAC does not end up sharing its name", nil, []step{
+			leases(alice.called("vm"), "10.0.2.15"), leases6(alice.called("vm"), "fd00:2::1000"), detaches("a"),
+			leases(alice.through("x").called("vm"), "10.0.2.15"),
+			discovers(alice, offered("10.0.2.16")), solicits(alice, advertised("fd00:2::1000")),
+			told("bound 10.0.2.15 vm", "bound fd00:2::1000 vm", "bound 10.0.2.15 vm", "renewed fd00:2::1000 vm-2"),
+		}},
+		{"an address found in use behind the guest that now asks for it", nil, []step{
+			squats("a", macA, "10.0.2.15"),
+			leases(bob, "10.0.2.16"), known("10.0.2.15", Declined, who{guest: "a"}),
+			reboots(carol, "10.0.2.15", naked("in use")),
+			reboots(alice.from(macC), "10.0.2.15", naked("in use")), // not the one that answers
+			reboots(alice, "10.0.2.15", acked("10.0.2.15")),
+		}},
 		{"offers of a guest that went are free at once", nil, []step{
 			discovers(alice, offered("10.0.2.15")), detaches("a"), unknown("10.0.2.15"),
 			discovers(bob, offered("10.0.2.15")),

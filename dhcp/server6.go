@@ -237,7 +237,7 @@ func (s *Server) extend(ctx context.Context, req *request6, r *dhcpv6.Message) e
 func (s *Server) held6(c client) netip.Addr {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.v6.attach(c.guest)
+	s.attach(s.v6, c.guest)
 	if r := s.v6.best(c, nil); r != nil {
 		return r.addr
 	}

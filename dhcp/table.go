@@ -335,20 +335,21 @@ func (t *table) best(c client, skip map[netip.Addr]bool) *record {
 	return best
 }
 
-// attach notes that a guest is here.
-func (t *table) attach(name string) {
+// attach notes that a guest is here, and reports whether it was not.
+func (t *table) attach(name string) bool {
 	g := t.guests[name]
 	if g == nil {
 		g = &guest{records: make(map[*record]struct{})}
 		t.guests[name] = g
 	}
 	if g.attached {
-		return
+		return false
 	}
 	g.attached = true
 	for r := range g.records {
 		r.away = false
 	}
+	return true
 }
 
 func (t *table) detach(name string) {
