@@ -30,7 +30,7 @@ func (p *port) fromGuest(s link.Span) {
 		return
 	}
 	dst, src := macOf(h), macOf(h[6:])
-	if src != p.lastMAC && !p.mayUse(src) {
+	if (src != p.lastMAC || !p.lastOwn) && !p.mayUse(src) { // one that was another's may be ours by now
 		return
 	}
 	kind := binary.BigEndian.Uint16(h[12:])
@@ -64,6 +64,7 @@ func (p *port) toOthers(s link.Span, dst mac) {
 	case p.net.cfg.Isolate:
 	case !p.lastOwn:
 		p.drop(flows.ReasonSpoofed)
+	case !p.mayPass(s):
 	case dst.isMulticast():
 		p.net.seg.flood(p, p.batch, s)
 	default:
@@ -105,7 +106,8 @@ func (p *port) mayShow(kind uint16, ip []byte, src mac) bool {
 	default:
 		return true // shown nothing
 	}
-	if a == p.lastSrc[fam] && src == p.lastSrcMAC[fam] {
+	gen := p.net.seg.gen.Load() // a lease that ended takes the address from whom showed it
+	if a == p.lastSrc[fam] && src == p.lastSrcMAC[fam] && gen == p.lastSrcGen[fam] {
 		return true
 	}
 	c := &p.net.cfg
@@ -122,7 +124,7 @@ func (p *port) mayShow(kind uint16, ip []byte, src mac) bool {
 		p.drop(flows.ReasonSpoofed)
 		return false
 	}
-	p.lastSrc[fam], p.lastSrcMAC[fam] = a, src
+	p.lastSrc[fam], p.lastSrcMAC[fam], p.lastSrcGen[fam] = a, src, gen
 	return true
 }
 

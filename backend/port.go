@@ -61,6 +61,7 @@ type port struct {
 	warned     bool
 	lastSrc    [2]netip.Addr // by family
 	lastSrcMAC [2]mac
+	lastSrcGen [2]uint64 // the segment's then
 	flooded    bucket
 
 	// Of the writer only.

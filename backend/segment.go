@@ -151,6 +151,26 @@ func (s *segment) noteAddr(p *port, a netip.Addr, m mac) bool {
 	return true
 }
 
+// give makes a the address of m on the port with this id before it has said a word as that address, whoever else has
+// shown it: a lease outweighs a claim.
+func (s *segment) give(a netip.Addr, id string, m mac) {
+	s.mu.Lock()
+	i := slices.IndexFunc(s.ports, func(p *port) bool { return p.id == id })
+	if i < 0 {
+		s.mu.Unlock()
+		return
+	}
+	p := s.ports[i]
+	if n, ok := s.neigh[a]; ok && n.port != p {
+		if v := s.seen[n.port]; v != nil {
+			v.addrs = slices.DeleteFunc(v.addrs, func(b netip.Addr) bool { return a == b })
+		}
+		delete(s.neigh, a)
+	}
+	s.mu.Unlock()
+	s.noteAddr(p, a, m)
+}
+
 // forget takes an address from whom showed it: its lease was released.
 func (s *segment) forget(a netip.Addr) {
 	s.mu.Lock()

@@ -114,6 +114,8 @@ func (n *Network) alone(p *port) bool {
 // leased makes names of leases.
 func (n *Network) leased(l dhcp.Lease, e dhcp.Event) {
 	switch e {
+	case dhcp.EventBound, dhcp.EventRenewed:
+		n.seg.give(l.Addr, l.Guest, mac(l.MAC))
 	case dhcp.EventReleased, dhcp.EventExpired, dhcp.EventDeclined, dhcp.EventRevoked:
 		n.seg.forget(l.Addr)
 	}
