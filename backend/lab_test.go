@@ -1,0 +1,222 @@
+package backend_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/vmnetd/vmnetd/backend"
+	. "github.com/vmnetd/vmnetd/backend/backendtest"
+	"github.com/vmnetd/vmnetd/flows"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	gateway4 = ip("10.0.2.2")
+	dns4     = ip("10.0.2.3")
+	prefix6  = netip.MustParsePrefix("fd00:1234::/64")
+	gateway6 = ip("fd00:1234::2")
+	dns6     = ip("fd00:1234::3")
+	world4   = ip("198.51.100.1") // RFC 5737: nobody has them
+	world6   = ip("2001:db8::1")
+)
+
+func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+
+func patience(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// logged is a log that a test can read.
+type logged struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *logged) count(s string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.b.String(), s)
+}
+
+// start makes a network that ends with the test. Unless set, its world is the loopback of this host and nothing else
+// answers, and its resolver is one that refuses.
+func start(t testing.TB, c backend.Config) *backend.Network {
+	t.Helper()
+	if c.Egress == nil {
+		c.Egress = &Egress{}
+	}
+	if !c.Prefix6.IsValid() {
+		c.Prefix6 = prefix6
+	}
+	if c.Resolvers == nil {
+		c.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1")}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	n, err := backend.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return n
+}
+
+// up is a network with one guest on it that has its addresses.
+func up(t testing.TB, c backend.Config) (*backend.Network, *Guest) {
+	t.Helper()
+	n := start(t, c)
+	return n, Plug(t, n, Config{}).Up(t)
+}
+
+// eventually waits for a state.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(Patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never came true: %s", what)
+		}
+	}
+}
+
+// dropped is how often a guest's frames were dropped for a reason.
+func dropped(n *backend.Network, g *Guest, r flows.Reason) uint64 {
+	for _, i := range n.Guests() {
+		if i.MAC == g.MAC().String() {
+			return i.Dropped[r.String()]
+		}
+	}
+	return 0
+}
+
+// family is what a test of both runs with.
+type family struct {
+	name          string
+	gateway, dns  netip.Addr
+	loopback      netip.Addr
+	world         netip.Addr
+	any           netip.Addr
+	unreachable   uint8 // ICMP type
+	host, network uint8 // its codes
+	port, admin   uint8
+}
+
+var families = []family{
+	{"ipv4", gateway4, dns4, ip("127.0.0.1"), world4, netip.IPv4Unspecified(), 3, 1, 0, 3, 13},
+	{"ipv6", gateway6, dns6, ip("::1"), world6, netip.IPv6Unspecified(), 1, 3, 0, 4, 1},
+}
+
+func (f family) of(g *Guest) netip.Addr {
+	if f.gateway.Is4() {
+		return g.Addr4()
+	}
+	return g.Addr6()
+}
+
+func both(t *testing.T, test func(t *testing.T, f family)) {
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) { test(t, f) })
+	}
+}
+
+// listen serves TCP on the host's loopback.
+func (f family) listen(t testing.TB, serve func(*net.TCPConn)) netip.AddrPort {
+	t.Helper()
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at(f.loopback, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for {
+			c, err := l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			wg.Add(1)
+			go func() { defer wg.Done(); defer c.Close(); serve(c) }()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	return at(f.gateway, uint16(l.Addr().(*net.TCPAddr).Port))
+}
+
+func echo(c *net.TCPConn) { io.Copy(c, c); c.CloseWrite() }
+
+// closed is a port of the host's loopback that nobody listens on.
+func (f family) closed(t testing.TB) netip.AddrPort {
+	t.Helper()
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at(f.loopback, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return at(f.gateway, uint16(l.Addr().(*net.TCPAddr).Port))
+}
+
+// udp opens a socket on the host's loopback; the guest's way to it comes back as well.
+func (f family) udp(t testing.TB) (*net.UDPConn, netip.AddrPort) {
+	t.Helper()
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at(f.loopback, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SetReadBuffer(4 << 20)
+	c.SetReadDeadline(time.Now().Add(Patience))
+	t.Cleanup(func() { c.Close() })
+	return c, at(f.gateway, uint16(c.LocalAddr().(*net.UDPAddr).Port))
+}
+
+func descriptors(t testing.TB) int {
+	t.Helper()
+	d, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("this system has no /proc/self/fd")
+	}
+	return len(d)
+}
+
+func wantErr(t testing.TB, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v", what, err, want)
+	}
+}
+
+func flow(n *backend.Network, ok func(flows.Snapshot) bool) (flows.Snapshot, bool) {
+	l := n.Flows().List()
+	i := slices.IndexFunc(l, ok)
+	if i < 0 {
+		return flows.Snapshot{}, false
+	}
+	return l[i], true
+}
