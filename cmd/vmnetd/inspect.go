@@ -266,7 +266,7 @@ func counts(m map[string]uint64) string {
 }
 
 func writeGuests(w io.Writer, list []backend.GuestInfo) {
-	row(w, "ID", "NAME", "MAC", "ADDRESSES", "SINCE", "FROM", "TO", "FLOWS", "DROPPED", "LINK")
+	row(w, "ID", "NAME", "MAC", "ADDRESSES", "SINCE", "SENT", "RECEIVED", "FLOWS", "DROPPED", "LINK")
 	for _, g := range list {
 		var addrs []string
 		for _, a := range g.Addrs {

@@ -38,11 +38,12 @@ var framings = []framing{
 // door is a place where guests plug in.
 type door struct {
 	framing framing
-	addr    string       // as it came out: "unix:/run/…", "tcp:127.0.0.1:7001", "fd:3"
-	l       net.Listener // nil if conn is all there is
-	conn    net.Conn     // an inherited connection: one guest
-	remove  func()       // takes the socket file away; never nil
-	note    string       // what the user should know
+	addr    string        // as it came out: "unix:/run/…", "tcp:127.0.0.1:7001", "fd:3"
+	l       net.Listener  // nil if conn is all there is
+	conn    net.Conn      // an inherited connection: one guest
+	remove  func()        // takes the socket file away; never nil
+	note    string        // what the user should know
+	places  chan struct{} // one for each guest that may be there; shared by the daemon's doors
 }
 
 func (d *door) String() string { return d.framing.name + " " + d.addr }
@@ -231,13 +232,26 @@ func (d *door) serve(ctx, wires context.Context, n *backend.Network, log *slog.L
 	}
 	defer context.AfterFunc(ctx, d.close)()
 	const least, most = 50 * time.Millisecond, time.Second // net/http waits as long: memory and descriptors come back
-	wait := least
+	wait, full := least, false
 	for {
 		c, err := d.l.Accept()
 		switch {
 		case err == nil:
 			wait = least
-			guests.Go(func() { plug(c, peerName(c)) })
+			select {
+			case d.places <- struct{}{}:
+				full = false
+				guests.Go(func() {
+					defer func() { <-d.places }()
+					plug(c, peerName(c))
+				})
+			default:
+				c.Close()
+				if !full { // once, or whoever tries in a loop fills the log
+					log.Warn("guest turned away: as many are here as descriptors allow", "door", d.String(), "most", cap(d.places))
+				}
+				full = true
+			}
 		case ctx.Err() != nil:
 			return nil
 		case temporary(err):

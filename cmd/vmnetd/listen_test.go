@@ -1,13 +1,18 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+
+	"github.com/vmnetd/vmnetd/backend"
 )
 
 func TestListenUnix(t *testing.T) {
@@ -139,6 +144,67 @@ func TestListenUnixRace(t *testing.T) {
 			}
 			l.Close()
 		}
+	}
+}
+
+// brokenListener fails as told, then gives out what it has.
+type brokenListener struct {
+	net.Listener
+	fail  []error
+	conns []net.Conn
+}
+
+func (l *brokenListener) Accept() (net.Conn, error) {
+	if len(l.fail) > 0 {
+		err := l.fail[0]
+		l.fail = l.fail[1:]
+		return nil, &net.OpError{Op: "accept", Net: "unix", Err: os.NewSyscallError("accept", err)}
+	}
+	if len(l.conns) > 0 {
+		c := l.conns[0]
+		l.conns = l.conns[1:]
+		return c, nil
+	}
+	return l.Listener.Accept()
+}
+
+// A door outlives a lack of descriptors, turns away guests beyond its places, and says so when it is broken.
+func TestDoor(t *testing.T) {
+	logged := &strings.Builder{}
+	log := slog.New(slog.NewTextHandler(logged, nil))
+	n, err := backend.New(backend.Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ours, theirs []net.Conn
+	for range 4 {
+		a, b := net.Pipe()
+		ours, theirs = append(ours, a), append(theirs, b)
+	}
+	d := &door{framing: framings[0], addr: "test", remove: func() {}, places: make(chan struct{}, 2),
+		l: &brokenListener{Listener: l, fail: []error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED}, conns: theirs}}
+	done := make(chan error, 1)
+	go func() { done <- d.serve(context.Background(), context.Background(), n, log) }()
+	for i, c := range ours {
+		_, err := whoHas(c, [4]byte{10, 0, 2, byte(50 + i)}, [4]byte{10, 0, 2, 2})
+		if got, want := err == nil, i < 2; got != want {
+			t.Errorf("guest %d of %d places: %v", i+1, cap(d.places), err)
+		}
+	}
+	for _, c := range ours {
+		c.Close()
+	}
+	l.Close() // as if somebody else had
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "qemu test") {
+		t.Errorf("a broken door: %v", err)
+	}
+	if s := logged.String(); strings.Count(s, "turned away") != 1 || strings.Count(s, "cannot take a guest") != 3 {
+		t.Errorf("log:\n%s", s)
 	}
 }
 

@@ -54,6 +54,7 @@ func TestScripts(t *testing.T) {
 			run := filepath.Join(env.WorkDir, "run")
 			env.Setenv("XDG_RUNTIME_DIR", run)
 			env.Setenv("VMNETD_CONTROL", "")
+			env.Setenv("GORACE", noRaceSleep)
 			return os.Mkdir(run, 0o700)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -63,6 +64,9 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 	})
 }
+
+// noRaceSleep: with -race a program waits a second at its end for reports, and scripts run a hundred programs.
+const noRaceSleep = "atexit_sleep_ms=0"
 
 func shortDir(t *testing.T) string {
 	d, err := os.MkdirTemp("", "v")

@@ -131,6 +131,16 @@ func conversations(descriptors uint64) int {
 	return int(descriptors - spare)
 }
 
+// maxGuests is how many guests there may be at once, half of what conversations leaves: whoever can connect to a door can do
+// it in a loop, and the rest must go on working.
+func maxGuests() int {
+	limit, ok := fileLimit()
+	if !ok {
+		limit = 1 << 14 // Windows: as if there were that many
+	}
+	return int(max(8, min(limit, 1<<30)/16))
+}
+
 // prefixValue reads a.b.c.d/n, and a.b.c.d/m.m.m.m as QEMU does.
 type prefixValue struct{ p *netip.Prefix }
 

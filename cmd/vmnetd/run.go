@@ -113,7 +113,15 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 			if err := d.listen(ctl); err != nil {
 				return err
 			}
-			return d.start(cfg, rules)
+			if err := d.start(cfg, rules); err != nil {
+				return err
+			}
+			for i, r := range d.bound {
+				if rules[i] != r { // the system picked its port, and there is no other way to learn it
+					fmt.Fprintf(os.Stderr, "vmnetd: forward %s\n", r)
+				}
+			}
+			return nil
 		})
 	}
 	return c

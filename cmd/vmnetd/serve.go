@@ -213,7 +213,9 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 			d.failed <- err
 		}
 	})
+	places := make(chan struct{}, maxGuests())
 	for _, door := range d.doors {
+		door.places = places
 		d.running.Go(func() {
 			if err := door.serve(doors, wires, d.net, d.log); err != nil {
 				d.failed <- err

@@ -5,7 +5,9 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -16,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmnetd/vmnetd/backend"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,7 +36,7 @@ type proc struct {
 func program(t *testing.T, name string, args ...string) *proc {
 	t.Helper()
 	p := &proc{Cmd: exec.Command(name, args...), t: t, ended: make(chan error, 1), run: shortDir(t)}
-	p.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+p.run, "VMNETD_CONTROL=")
+	p.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+p.run, "VMNETD_CONTROL=", "GORACE="+noRaceSleep)
 	p.Stderr = &p.err
 	return p
 }
@@ -265,4 +268,27 @@ func TestRunGrandchild(t *testing.T) {
 	}
 	p.ends(4)
 	p.leavesNothing()
+}
+
+// When the network fails, the command is told to end, and the reason is ours.
+func TestRunNetworkFails(t *testing.T) {
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	why := errors.New("the end of the world")
+	err = run(log, sh, []string{"sh", "-c", "exec sleep 60"}, 3, func(d *daemon) error {
+		if err := d.listen(filepath.Join(shortDir(t), "c")); err != nil {
+			return err
+		}
+		if err := d.start(backend.Config{Logger: log}, nil); err != nil {
+			return err
+		}
+		d.failed <- why
+		return nil
+	})
+	if !errors.Is(err, why) {
+		t.Error(err)
+	}
 }
