@@ -75,9 +75,8 @@ const (
 	// half of it would be a means to keep the daemon busy.
 	MinLeaseTime = time.Minute
 
-	// maxMessage bounds what is parsed: the payload of one Ethernet frame. No client sends more (RFC 2131
-	// section 2 promises it only 576), and the codec unpacks compressed names in a DHCPv6 message at a
-	// cost that grows with the square of the message.
+	// maxMessage bounds what is parsed: the payload of one Ethernet frame. No client sends more: RFC 2131
+	// section 2 promises it only 576.
 	maxMessage = 1500
 
 	// maxRecords bounds the table of one family where the pool is larger: about 2 MiB of memory, and

@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -107,8 +108,8 @@ func (s *Server) parse6(guest string, mac MAC, payload []byte) (*request6, error
 	default:
 		return nil, refuse(Unsupported, "message type %d", payload[0])
 	}
-	m, err := dhcpv6.MessageFromBytes(payload)
-	if err != nil {
+	m := &dhcpv6.Message{MessageType: dhcpv6.MessageType(payload[0]), TransactionID: dhcpv6.TransactionID(payload[1:4])}
+	if err := m.Options.FromBytesWithParser(payload[4:], option6); err != nil {
 		return nil, refuse(Malformed, "%v", err)
 	}
 	req := &request6{Message: m, client: client{guest: guest, mac: mac}, ias: m.Options.IANA(), budget: maxProbes}
@@ -140,10 +141,46 @@ func (s *Server) parse6(guest string, mac MAC, payload []byte) (*request6, error
 	if n > maxAsked {
 		return nil, refuse(Malformed, "%d identity associations, want at most %d", n, maxAsked)
 	}
-	if f := m.Options.FQDN(); f != nil && len(f.DomainName.Labels) > 0 {
-		req.client.host = Label(f.DomainName.Labels[0])
+	if f := m.GetOneOption(dhcpv6.OptionFQDN); f != nil {
+		if b := f.ToBytes(); len(b) > 1 { // flags, then the name (RFC 4704 section 4)
+			req.client.host = Label(string(firstLabel(b[1:])))
+		}
 	}
 	return req, nil
+}
+
+// option6 reads what this server looks at and leaves the rest as bytes. The codec would read everything,
+// names too, and unpack 1400 bytes of pointers to one another into 90 MB.
+func option6(code dhcpv6.OptionCode, b []byte) (dhcpv6.Option, error) {
+	switch code {
+	case dhcpv6.OptionClientID, dhcpv6.OptionServerID, dhcpv6.OptionORO:
+		return dhcpv6.ParseOption(code, b)
+	case dhcpv6.OptionIANA:
+		if len(b) < 12 { // IAID, T1, T2
+			return nil, fmt.Errorf("IA_NA of %d bytes, want at least 12", len(b))
+		}
+		o := &dhcpv6.OptIANA{IaId: [4]byte(b)}
+		return o, o.Options.FromBytesWithParser(b[12:], func(code dhcpv6.OptionCode, b []byte) (dhcpv6.Option, error) {
+			if code != dhcpv6.OptionIAAddr {
+				return &dhcpv6.OptionGeneric{OptionCode: code}, nil
+			}
+			if len(b) < 24 { // address, two lifetimes
+				return nil, fmt.Errorf("IA address of %d bytes, want at least 24", len(b))
+			}
+			return dhcpv6.ParseOption(code, b[:24])
+		})
+	case dhcpv6.OptionIATA:
+		if len(b) < 4 {
+			return nil, fmt.Errorf("IA_TA of %d bytes, want at least 4", len(b))
+		}
+		return &dhcpv6.OptIATA{IaId: [4]byte(b)}, nil
+	case dhcpv6.OptionIAPD:
+		if len(b) < 12 {
+			return nil, fmt.Errorf("IA_PD of %d bytes, want at least 12", len(b))
+		}
+		return &dhcpv6.OptIAPD{IaId: [4]byte(b)}, nil
+	}
+	return &dhcpv6.OptionGeneric{OptionCode: code, OptionData: b}, nil
 }
 
 // solicit is section 18.3.1: an ADVERTISE, or with rapid commit a REPLY at once.
