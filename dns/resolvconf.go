@@ -158,11 +158,12 @@ func hops(path string) []string {
 // watcher follows one resolv.conf: the directories that it and its links are
 // in, since it is replaced by rename, and a slow poll.
 type watcher struct {
-	path  string
-	self  []netip.Addr
-	poll  time.Duration
-	apply func(*resolvers)
-	fs    *fsnotify.Watcher // nil: the poll alone
+	path    string
+	self    []netip.Addr
+	poll    time.Duration // pollEvery
+	believe time.Duration // believeEmpty
+	apply   func(*resolvers)
+	fs      *fsnotify.Watcher // nil: the poll alone
 }
 
 // run reads at once, then at every change, until stop is closed.
@@ -205,7 +206,7 @@ func (w *watcher) run(stop <-chan struct{}, last *resolvers) {
 			if emptySince.IsZero() {
 				emptySince = time.Now()
 			}
-			if left := believeEmpty - time.Since(emptySince); left > 0 {
+			if left := w.believe - time.Since(emptySince); left > 0 {
 				quiet.Reset(left)
 				continue
 			}

@@ -269,7 +269,7 @@ func New(c Config) (*Server, error) {
 		s.use(r)
 		return s, nil
 	}
-	w := &watcher{path: c.ResolvConf, self: slices.Clone(c.Self), poll: pollEvery, apply: s.use}
+	w := &watcher{path: c.ResolvConf, self: slices.Clone(c.Self), poll: pollEvery, believe: believeEmpty, apply: s.use}
 	if w.path == "" {
 		w.path = hostResolvConf
 	}

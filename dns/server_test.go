@@ -157,10 +157,7 @@ func TestHostileMessages(t *testing.T) {
 				t.Errorf("%d bytes in, %d bytes out", len(c.msg), len(b))
 			}
 			// The same on a stream.
-			near, far := net.Pipe()
-			defer near.Close()
-			go s.ServeConn(t.Context(), "web", far)
-			if again := askOn(t, near, c.msg); again[3]&0xf != b[3]&0xf {
+			if again := streamed(t, s, c.msg); again[3]&0xf != b[3]&0xf {
 				t.Errorf("tcp: %x", again)
 			}
 		})
