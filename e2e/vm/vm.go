@@ -20,8 +20,8 @@
 //
 // It boots in about two seconds without KVM. Nothing is installed and no rights are needed; QEMU
 // itself must be there. Environment: VMNETD_QEMU names another QEMU, VMNETD_ACCEL=tcg|kvm skips
-// the trial of KVM, VMNETD_CACHE moves the cache folder, VMNETD_E2E=must turns a skip for want of
-// QEMU into a failure.
+// the trial of KVM, VMNETD_CACHE moves the cache folder, CI=true turns a skip for want of QEMU into a
+// failure.
 //
 // It makes no guests with disks, other distributions or other processors than amd64, and measures
 // no speed.

@@ -1,0 +1,45 @@
+# make demo    a real guest behind vmnetd, shown in under a minute
+# make test    everything, as CI runs it
+# make build   bin/vmnetd
+# make fmt     format the tree
+# make clean   remove what make built
+
+GO ?= go
+
+# Pinned: a new release must not turn a green tree red by itself.
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOTESTSUM = gotest.tools/gotestsum@v1.13.0
+
+.PHONY: build demo test check fmt clean
+
+build:
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/vmnetd ./cmd/vmnetd
+
+demo:
+	@sh e2e/deps.sh demo
+	@echo "building bin/vmnetd"
+	@$(MAKE) -s build
+	@CGO_ENABLED=0 $(GO) run ./e2e/demo -vmnetd bin/vmnetd
+
+# CI=true: a test that cannot have what it needs fails instead of skipping. Tests that need root skip for others, and
+# the summary names them.
+# -p 1: test packages one after the other; beside a booting guest the waits of others would be measured, not they.
+test: check
+	@echo "go test -race ./..."
+	@if [ "$$(id -u)" = 0 ]; then CI=true; export CI; fi; \
+	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -race -p 1 -timeout 20m ./...
+
+check:
+	@sh e2e/deps.sh test
+	@echo "gofmt -l ."
+	@l=$$(gofmt -l .); test -z "$$l" || { echo "not formatted (make fmt):" $$l >&2; exit 1; }
+	@for os in linux darwin windows; do echo "GOOS=$$os go vet ./..."; GOOS=$$os $(GO) vet ./... || exit 1; done
+	@echo "staticcheck ./..."
+	@$(GO) run $(STATICCHECK) ./...
+
+fmt:
+	@gofmt -w .
+
+clean:
+	@rm -rf bin dist

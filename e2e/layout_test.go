@@ -1,0 +1,185 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const (
+	module = "github.com/vmnetd/vmnetd/"
+	gvisor = "gvisor.dev/gvisor"
+)
+
+// room is one package, and what it may import of ours, gVisor counted as ours. Tests may import
+// what their room may, the room itself, and what stands in tests.
+type room struct {
+	path    string
+	imports []string
+	tests   []string
+	why     string
+}
+
+// rooms is the house. Who needs another import changes the row and its reason, in the same commit.
+var rooms = []room{
+	{"backend/link", nil, nil,
+		"the wire's seam: every transport and the backend stand on it, so it stands on nothing"},
+	{"backend/egress", nil, nil,
+		"the way out's seam: a second egress (a proxy, a remote exit) must not drag a network stack in"},
+	{"flows", nil, nil,
+		"what a conversation is, for all rooms: knowing one of them would make a circle"},
+	{"dhcp", nil, nil,
+		"a function of (request, now): usable, and testable, without a network"},
+	{"dns", nil, nil,
+		"as dhcp: names come in by callbacks, conns are handed in"},
+	{"portforward", []string{"flows"}, nil,
+		"rules and their table; a guest is dialled through a callback, so it needs no stack"},
+	{"qemu", []string{"backend/link"}, nil,
+		"bytes become frames: framing knows no addresses, so neither the backend nor gVisor"},
+	{"vfkit", []string{"backend/link"}, nil,
+		"as qemu, for datagrams"},
+	{"netns", []string{"backend/link"}, nil,
+		"as qemu, for a TAP"},
+	{"backend", []string{"backend/link", "backend/egress", "flows", "dhcp", "dns", "portforward", gvisor},
+		[]string{"backend/backendtest", "qemu"},
+		"wires the rooms together; transports come to it as links (a test may take a real one), control looks at it from outside"},
+	{"backend/backendtest", []string{"backend/link", "backend/egress", gvisor}, []string{"backend", "qemu"},
+		"a guest with its own stack: it sees a network as a guest does, by its wire, and never the backend behind it"},
+	{"backend/control", []string{"backend", "flows", "portforward", "backend/link"}, []string{"backend/backendtest"},
+		"the only place that knows HTTP; what it shows it asks the backend for, so the stack can change under it"},
+	{"cmd/vmnetd", []string{"backend", "backend/control", "backend/link", "backend/egress", "flows", "dhcp", "dns", "portforward", "qemu", "vfkit", "netns"},
+		[]string{"backend/backendtest"},
+		"flags become a configuration, listeners become links; gVisor's types stay in backend"},
+	{"e2e", nil, []string{"e2e/vm", "e2e/vm/channel", "e2e/traffic", "backend", "backend/control"},
+		"proof from outside: the built binary; of ours only the API's client and its words, and what makes guests"},
+	{"e2e/vm", []string{"e2e/vm/channel"}, []string{"e2e/traffic"},
+		"makes guests for any network: vmnetd's own code must not be able to help it"},
+	{"e2e/vm/channel", nil, nil,
+		"linked into the guest"},
+	{"e2e/traffic", nil, nil,
+		"linked into the guest: what checks vmnetd shares no code with it"},
+	{"e2e/guestbin", []string{"e2e/vm/channel", "e2e/traffic"}, nil,
+		"the guest's program: a client that shared vmnetd's parsers would share their mistakes"},
+	{"e2e/demo", []string{"e2e/vm"}, nil,
+		"what a user does, with the built binary"},
+}
+
+// TestLayout keeps the table of rooms, for every system that we build for: a file for one system
+// is no way round it.
+func TestLayout(t *testing.T) {
+	byPath := map[string]room{}
+	for _, r := range rooms {
+		if _, twice := byPath[r.path]; twice {
+			t.Errorf("%s has two rows", r.path)
+		}
+		if r.why == "" {
+			t.Errorf("%s: no reason", r.path)
+		}
+		byPath[r.path] = r
+	}
+	for _, system := range []string{"linux", "darwin", "windows"} {
+		t.Run(system, func(t *testing.T) {
+			for _, p := range list(t, system) {
+				r, ok := byPath[p.path]
+				if !ok {
+					t.Errorf("%s is in no row: what is it for, and what may it import?", p.path)
+					continue
+				}
+				check := func(kind string, imports, may []string) {
+					for _, i := range imports {
+						if !slices.Contains(may, i) {
+							t.Errorf("%s imports %s%s; it may import %v: %s", p.path, i, kind, may, r.why)
+						}
+					}
+				}
+				check("", p.imports, r.imports)
+				check(" in its tests", p.tests, slices.Concat(r.imports, r.tests, []string{r.path}))
+			}
+		})
+	}
+}
+
+// A room's name says what it is for; these say nothing.
+func TestNoLumberRooms(t *testing.T) {
+	for _, p := range list(t, "linux") {
+		for _, part := range strings.Split(p.path, "/") {
+			switch part {
+			case "pkg", "utils", "util", "types", "common", "helpers", "misc":
+				t.Errorf("%s: no sentence can say what %s is for", p.path, part)
+			}
+		}
+	}
+}
+
+// The table itself must be able to refuse.
+func TestOurs(t *testing.T) {
+	got := ours([]string{"fmt", "gvisor.dev/gvisor/pkg/tcpip", "gvisor.dev/gvisor/pkg/buffer", module + "dhcp", "golang.org/x/sys/unix", module + "backend/link"})
+	if want := []string{"backend/link", "dhcp", gvisor}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+type imported struct {
+	path           string
+	imports, tests []string
+}
+
+// list asks the go tool, which knows about build tags what a reader of files would have to guess.
+func list(t *testing.T, system string) []imported {
+	t.Helper()
+	top, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "./...")
+	cmd.Dir = top
+	cmd.Env = append(os.Environ(), "GOOS="+system, "CGO_ENABLED=0")
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list for %s: %v\n%s", system, err, &complaint)
+	}
+	var all []imported
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p struct {
+			ImportPath                         string
+			Imports, TestImports, XTestImports []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, imported{
+			path:    strings.TrimPrefix(p.ImportPath, module),
+			imports: ours(p.Imports),
+			tests:   ours(slices.Concat(p.TestImports, p.XTestImports)),
+		})
+	}
+	if len(all) < 5 {
+		t.Fatalf("go list for %s found %d packages: is this the module?", system, len(all))
+	}
+	return all
+}
+
+// ours keeps the imports that the table is about.
+func ours(imports []string) []string {
+	var kept []string
+	for _, i := range imports {
+		if p, ok := strings.CutPrefix(i, module); ok {
+			kept = append(kept, p)
+		} else if i == gvisor || strings.HasPrefix(i, gvisor+"/") {
+			kept = append(kept, gvisor)
+		}
+	}
+	slices.Sort(kept)
+	return slices.Compact(kept)
+}
