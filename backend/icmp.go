@@ -258,21 +258,31 @@ func putIP(b []byte, src, dst netip.Addr, proto tcpip.TransportProtocolNumber, n
 	})
 }
 
+// newPacket returns a frame for the guest with an IP header, and the n bytes behind that to fill.
+func (p *port) newPacket(src, dst netip.Addr, proto tcpip.TransportProtocolNumber, n int) (frame, payload []byte) {
+	hl, kind := ipHeaderLen(src), etherIPv4
+	if src.Is6() {
+		kind = etherIPv6
+	}
+	f := newFrame(p.net.seg.macFor(p, dst), p.net.gatewayMAC, kind, hl+n)
+	ip := f[link.Headroom+ethLen:]
+	putIP(ip, src, dst, proto, n, 0)
+	return f, ip[hl : hl+n]
+}
+
 // sendIP sends the guest a packet of one transport's bytes, in fragments where it is longer than the MTU.
 func (p *port) sendIP(src, dst netip.Addr, proto tcpip.TransportProtocolNumber, payload []byte) {
 	hl, v6 := ipHeaderLen(src), src.Is6()
+	room := p.net.cfg.MTU - hl
+	if len(payload) <= room {
+		f, b := p.newPacket(src, dst, proto, len(payload))
+		copy(b, payload)
+		p.sendFrame(f)
+		return
+	}
 	to, kind := p.net.seg.macFor(p, dst), etherIPv4
 	if v6 {
 		kind = etherIPv6
-	}
-	room := p.net.cfg.MTU - hl
-	if len(payload) <= room {
-		f := newFrame(to, p.net.gatewayMAC, kind, hl+len(payload))
-		ip := f[link.Headroom+ethLen:]
-		putIP(ip, src, dst, proto, len(payload), 0)
-		copy(ip[hl:], payload)
-		p.sendFrame(f)
-		return
 	}
 	id := p.net.nextIPID.Add(1)
 	extra := 0

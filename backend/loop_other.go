@@ -5,6 +5,7 @@ package backend
 import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/flows"
 )
 
@@ -15,6 +16,12 @@ func newLoop(*port) (*loop, error) { return nil, nil }
 
 func (*loop) run() error { return nil }
 func (*loop) wake()      {}
+
+type polledUDP struct{}
+
+func (polledUDP) forget()                              {}
+func (*loop) openUDP(*mapping, egress.PacketConn) bool { return false }
+
 func (*loop) openStream(stack.TransportEndpointID, *stack.PacketBuffer, flows.Query) (*flows.Flow, flows.Verdict) {
 	return nil, flows.Verdict{}
 }

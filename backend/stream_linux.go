@@ -328,6 +328,7 @@ func (s *stream) moveDown() (more bool, err error) {
 		}
 		s.flow.Down.Add(int(w))
 		moved += int(w)
+		l.moved += int(w)
 	}
 	return true, nil
 }

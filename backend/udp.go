@@ -58,6 +58,7 @@ type mapping struct {
 	src  netip.AddrPort
 	flow *flows.Flow
 	conn egress.PacketConn
+	poll polledUDP   // on the loop
 	only atomic.Bool // only resolvers were talked to
 
 	mu     sync.Mutex
@@ -133,18 +134,22 @@ func (u *udpSide) open(src, dst netip.AddrPort) (*mapping, flows.Verdict) {
 		n.complain("udp socket", err)
 		return nil, flows.Verdict{Reason: flows.ReasonExhausted}
 	}
-	m.conn = conn
+	polled := p.loop.openUDP(m, conn)
 	u.mu.Lock()
 	if u.closed || f.State() == flows.Closed {
 		u.mu.Unlock()
 		conn.Close()
+		m.poll.forget()
 		f.End(flows.ReasonGuestGone)
 		return nil, flows.Verdict{Reason: flows.ReasonGuestGone}
 	}
+	m.conn = conn // only now may end close it
 	u.mappings[src] = m
 	u.mu.Unlock()
 	f.SetState(flows.Open)
-	p.goes("udp", m.receive)
+	if !polled {
+		p.goes("udp", m.receive)
+	}
 	return m, v
 }
 
@@ -158,6 +163,7 @@ func (u *udpSide) end(m *mapping) {
 	u.mu.Unlock()
 	if conn != nil {
 		conn.Close()
+		m.poll.forget()
 	}
 }
 
@@ -269,28 +275,39 @@ func (m *mapping) failed(dst netip.AddrPort, n int, err error) {
 
 // receive carries what comes to the mapping's socket, from whomever, to the guest.
 func (m *mapping) receive() {
-	p, n := m.port, m.port.net
+	p := m.port
 	defer func() {
 		m.flow.End(flows.ReasonClosed)
 		p.udp.end(m)
 	}()
 	for {
 		b, from, err := m.conn.ReadBorrowed(egress.DatagramBuffers)
-		var un *egress.UnreachableError
-		if errors.As(err, &un) {
-			m.failed(n.untranslate(un.Dst), 0, un)
-			continue
-		}
-		if err != nil {
+		if !m.received(b, from, err) {
 			return
 		}
-		if !from.Addr().IsLoopback() || !n.cfg.NoHostLoopback {
-			m.flow.Touch()
-			m.flow.Down.Add(len(b))
-			p.sendUDP(n.untranslate(from), m.src, b)
+		if err == nil {
+			egress.DatagramBuffers.Put(b)
 		}
-		egress.DatagramBuffers.Put(b)
 	}
+}
+
+// received carries one datagram, or news of one, to the guest. It reports whether there may be more.
+func (m *mapping) received(b []byte, from netip.AddrPort, err error) bool {
+	p, n := m.port, m.port.net
+	var un *egress.UnreachableError
+	if errors.As(err, &un) {
+		m.failed(n.untranslate(un.Dst), 0, un)
+		return true
+	}
+	if err != nil {
+		return false
+	}
+	if !from.Addr().IsLoopback() || !n.cfg.NoHostLoopback {
+		m.flow.Touch()
+		m.flow.Down.Add(len(b))
+		p.sendUDP(n.untranslate(from), m.src, b)
+	}
+	return true
 }
 
 // sendUDP sends the guest a datagram. payload is borrowed.
@@ -298,9 +315,16 @@ func (p *port) sendUDP(src, dst netip.AddrPort, payload []byte) {
 	if src.Addr().Is4() != dst.Addr().Is4() {
 		return
 	}
-	b := make([]byte, header.UDPMinimumSize+len(payload))
+	size := header.UDPMinimumSize + len(payload)
+	if ipHeaderLen(src.Addr())+size > p.net.cfg.MTU {
+		b := make([]byte, size)
+		putUDP(b, src, dst, payload)
+		p.sendIP(src.Addr(), dst.Addr(), header.UDPProtocolNumber, b)
+		return
+	}
+	f, b := p.newPacket(src.Addr(), dst.Addr(), header.UDPProtocolNumber, size)
 	putUDP(b, src, dst, payload)
-	p.sendIP(src.Addr(), dst.Addr(), header.UDPProtocolNumber, b)
+	p.sendFrame(f)
 }
 
 // putUDP writes a datagram with its checksum.

@@ -118,6 +118,22 @@ type PacketConn interface {
 	Close() error
 }
 
+// PolledPacket is what a PacketConn may offer beside, for a loop that waits for
+// many sockets at once. Host's have it on Linux.
+type PolledPacket interface {
+	PacketConn
+
+	// Poll calls f with the descriptor, which stays valid until f returns.
+	Poll(f func(fd int) error) error
+
+	// TryReadBorrowed is ReadBorrowed, but with ErrWait where that would
+	// sleep. The descriptor is to be watched by level.
+	TryReadBorrowed(bufs Buffers) (b []byte, from netip.AddrPort, err error)
+}
+
+// ErrWait is what a call gets that would have to wait.
+var ErrWait = errors.New("egress: would wait")
+
 // Router is what an Egress may offer beside: whether it has a way to the
 // world now. A guest is not to be handed a default route to nowhere. Both are
 // cheap enough to be asked every second; no packet leaves.
