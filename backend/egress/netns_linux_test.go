@@ -68,6 +68,14 @@ func address(t *testing.T, l netlink.Link, prefix string) {
 	if err := netlink.AddrAdd(l, a); err != nil {
 		t.Fatalf("%s: %v", prefix, err)
 	}
+	// The kernel makes an IPv6 address its own a moment later.
+	for ctx := soon(t); ; time.Sleep(time.Millisecond) {
+		if r, err := netlink.RouteGet(a.IP); err == nil && len(r) == 1 && r[0].Type == unix.RTN_LOCAL {
+			return
+		} else if ctx.Err() != nil {
+			t.Fatalf("%s is not an address of ours: %v, %v", prefix, r, err)
+		}
+	}
 }
 
 func route(t *testing.T, r netlink.Route, prefix string) {
