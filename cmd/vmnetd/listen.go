@@ -219,6 +219,8 @@ func (d *door) serve(ctx, wires context.Context, n *backend.Network, log *slog.L
 	var guests sync.WaitGroup
 	defer guests.Wait()
 	plug := func(c net.Conn, peer string) {
+		procs.add(1)
+		defer procs.add(-1)
 		name := d.String() + peer
 		switch err := n.Serve(wires, d.framing.link(c), name); {
 		case err == nil, errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, context.Canceled):

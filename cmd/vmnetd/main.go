@@ -60,7 +60,10 @@ type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
-func main() { os.Exit(vmnetd(os.Args[1:])) }
+func main() {
+	procs.add(0)
+	os.Exit(vmnetd(os.Args[1:]))
+}
 
 // vmnetd runs a command line and returns the status to exit with.
 func vmnetd(args []string) int {
