@@ -11,6 +11,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/vmnetd/vmnetd/backend/link"
+	"github.com/vmnetd/vmnetd/dhcp"
 	"github.com/vmnetd/vmnetd/flows"
 )
 
@@ -84,6 +85,9 @@ func (p *port) mayUse(src mac) bool {
 		return false
 	}
 	p.lastMAC, p.lastOwn = src, p.net.seg.learnMAC(p, src)
+	if p.lastOwn {
+		p.net.dhcp.Attach(p.id, dhcp.MAC(src)) // its lease of before is here again
+	}
 	if !p.lastOwn && !p.warned {
 		p.warned = true
 		p.log.Warn("another guest has this MAC: other guests cannot be reached; give each its own (mac= in QEMU's -device)", "mac", src)

@@ -20,6 +20,7 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/backend/link"
@@ -75,6 +76,8 @@ type loop struct {
 	at        int    // the first of taken that is not cut to frames
 	batch     []item // of them, those that the splitter's frames were cut from
 	next      int    // the first of its frames that is not written
+	writing   bool   // there are such frames
+	acks      ackHold
 	pieces    pieces // of the stream that is being moved
 	datagrams oneBuffer
 
@@ -255,6 +258,13 @@ func (l *loop) run() error {
 		if err := l.flush(); err != nil {
 			return err
 		}
+		if l.acks.n == 0 {
+			l.acks.turns = 0
+		} else if l.acks.turns++; l.acks.turns > ackTurns {
+			if err := l.sendACKs(); err != nil {
+				return err
+			}
+		}
 		if len(l.held) > 0 && p.queue.bytes.Load() < holdAbove {
 			for _, s := range l.held {
 				s.held = false
@@ -276,6 +286,9 @@ func (l *loop) wait() (int, error) {
 	runtime.Gosched() // what the stack has still to do is cheaper done now than by being woken for it
 	if n, err := l.spin(); n != 0 || err != nil {
 		return n, err
+	}
+	if err := l.sendACKs(); err != nil {
+		return 0, err
 	}
 	l.asleep.Store(true)
 	defer l.asleep.Store(false)
@@ -396,7 +409,7 @@ func (l *loop) moveReady() {
 func (l *loop) flush() error {
 	p := l.p
 	for {
-		if len(l.batch) == 0 {
+		if !l.writing {
 			if l.at == len(l.taken) {
 				if l.taken != nil {
 					l.spare = l.taken
@@ -406,27 +419,63 @@ func (l *loop) flush() error {
 					return nil
 				}
 			}
-			n := p.compose(l.taken[l.at:])
-			l.batch, l.next = l.taken[l.at:l.at+n], 0
-			l.at += n
+			l.compose()
 		}
-		frames := p.split.frames[l.next:]
-		n, err := l.link.TryWriteFrames(frames)
-		for i := range frames[:n] {
-			p.txBytes.Add(uint64(frames[i].Len()))
-		}
-		p.txFrames.Add(uint64(n))
-		l.next += n
-		if errors.Is(err, link.ErrWait) {
-			l.watchLink(true)
-			return nil
-		}
-		if err != nil {
+		if err := l.write(); err != nil || l.wantOut {
 			return err
 		}
-		p.queue.done(l.batch)
-		l.batch = nil
 	}
+}
+
+// write writes the splitter's frames, as far as the guest's socket takes them.
+func (l *loop) write() error {
+	p := l.p
+	frames := p.split.frames[l.next:]
+	n, err := l.link.TryWriteFrames(frames)
+	for i := range frames[:n] {
+		p.txBytes.Add(uint64(frames[i].Len()))
+	}
+	p.txFrames.Add(uint64(n))
+	l.next += n
+	switch {
+	case errors.Is(err, link.ErrWait):
+		l.watchLink(true)
+		return nil
+	case err != nil:
+		return err
+	}
+	l.watchLink(false)
+	p.queue.done(l.batch)
+	l.batch, l.writing = nil, false
+	return nil
+}
+
+// compose is the port's, with pure ACKs held back.
+func (l *loop) compose() {
+	p, rest := l.p, l.taken[l.at:]
+	p.split.reset()
+	n := 0
+	for size := 0; n < len(rest) && size < mostAtOnce; n++ {
+		size += rest[n].size
+		if pkt := rest[n].pkt; pkt != nil {
+			l.acks.pass(pkt, p.cut)
+		} else {
+			p.frames(rest[n])
+		}
+	}
+	l.batch, l.next, l.writing = rest[:n], 0, true
+	l.at += n
+}
+
+// sendACKs writes the pure ACKs that found no company.
+func (l *loop) sendACKs() error {
+	if l.acks.n == 0 || l.writing { // or the guest's socket is full, and what is on its way acknowledges
+		return nil
+	}
+	l.p.split.reset()
+	l.acks.releaseAll(l.p.cut)
+	l.next, l.writing = 0, true
+	return l.write()
 }
 
 // end closes what the loop owns.
@@ -446,6 +495,7 @@ func (l *loop) end() {
 	}
 	l.p.queue.done(l.batch)
 	l.p.queue.done(l.taken[l.at:])
+	l.acks.releaseAll(func(*stack.PacketBuffer) {})
 	l.timer.Stop()
 	l.close()
 }

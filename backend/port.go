@@ -223,8 +223,13 @@ func (p *port) frames(i item) {
 		p.split.frames = append(p.split.frames, i.raw)
 		return
 	}
-	to := p.macFor(dstOf(i.pkt))
-	p.split.add(i.pkt, to[:], p.net.cfg.GatewayMAC)
+	p.cut(i.pkt)
+}
+
+// cut makes frames of a packet from the stack.
+func (p *port) cut(pkt *stack.PacketBuffer) {
+	to := p.macFor(dstOf(pkt))
+	p.split.add(pkt, to[:], p.net.cfg.GatewayMAC)
 }
 
 func dstOf(pkt *stack.PacketBuffer) netip.Addr {
