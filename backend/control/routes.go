@@ -148,26 +148,9 @@ func addForward(c *call) (reply, error) {
 	if err := c.decode(&body, forwardExample); err != nil {
 		return reply{}, err
 	}
-	var rules []portforward.Rule
-	var err error
-	switch raw := bytes.TrimSpace(body.Rule); {
-	case len(raw) == 0:
-		return reply{}, problem(http.StatusBadRequest, "as "+forwardExample, "no rule in the body")
-	case raw[0] == '"': // text may be a list of rules
-		var text string
-		if err := strict(raw, &text, forwardExample); err != nil {
-			return reply{}, err
-		}
-		rules, err = portforward.ParseRule(text)
-	case raw[0] == '{':
-		var r portforward.Rule
-		err = json.Unmarshal(raw, &r)
-		rules = append(rules, r)
-	default:
-		return reply{}, problem(http.StatusBadRequest, "as "+forwardExample, "the rule is neither a text nor an object")
-	}
+	rules, err := forwardRules(body.Rule)
 	if err != nil {
-		return reply{}, forwardProblem(err)
+		return reply{}, err
 	}
 	bound, err := c.net.Forwards().AddAll(c.Context(), rules)
 	if err != nil {
@@ -178,6 +161,31 @@ func addForward(c *call) (reply, error) {
 		added = append(added, Forward{r.ID(), r.String(), r})
 	}
 	return reply{http.StatusCreated, added}, nil
+}
+
+// forwardRules reads a text, which may be a list of rules, or one rule as an object.
+func forwardRules(raw json.RawMessage) (rules []portforward.Rule, err error) {
+	switch raw := bytes.TrimSpace(raw); {
+	case len(raw) == 0 || string(raw) == "null":
+		return nil, problem(http.StatusBadRequest, "as "+forwardExample, "no rule in the body")
+	case raw[0] == '"':
+		var text string
+		if err := strict(raw, &text, forwardExample); err != nil {
+			return nil, err
+		}
+		rules, err = portforward.ParseRule(text)
+	case raw[0] == '{':
+		rules = make([]portforward.Rule, 1)
+		if err := strict(raw, &rules[0], forwardExample); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, problem(http.StatusBadRequest, "as "+forwardExample, "the rule is neither a text nor an object")
+	}
+	if err != nil {
+		return nil, forwardProblem(err)
+	}
+	return rules, nil
 }
 
 func removeForward(c *call) (reply, error) {

@@ -223,7 +223,8 @@ func (d *door) serve(ctx, wires context.Context, n *backend.Network, log *slog.L
 		defer procs.add(-1)
 		name := d.String() + peer
 		switch err := n.Serve(wires, d.framing.link(c), name); {
-		case err == nil, errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, context.Canceled):
+		case err == nil, errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, context.Canceled),
+			errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE): // a VMM that ends with frames unread
 		default:
 			log.Warn("guest's wire ended", "link", name, "error", err)
 		}
