@@ -203,6 +203,10 @@ func TestEndpoints(t *testing.T) {
 		t.Fatal(v)
 	}
 	defer f.End(flows.ReasonClosed)
+	file := r.path + ".file"
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	// Each line sees what those above it have left.
 	for _, c := range []struct {
 		name, method, path, body string
@@ -232,7 +236,7 @@ func TestEndpoints(t *testing.T) {
 		{"add a list", "POST", "/v1/forwards", `{"rule":"unix:` + r.path + `.fwd-:80"}`, 201, `"id":"unix:`, ""},
 		{"add by object", "POST", "/v1/forwards", `{"rule":{"proto":"udp","host_port":0,"guest_port":53}}`, 201, `"id":"udp:127.0.0.1:`, ""},
 		{"add what clashes", "POST", "/v1/forwards", `{"rule":"unix:` + r.path + `.fwd-:81"}`, 409, "is taken by", ""},
-		{"add over a file", "POST", "/v1/forwards", `{"rule":"unix:` + os.Args[0] + `-:81"}`, 409, "", ""},
+		{"add over a file", "POST", "/v1/forwards", `{"rule":"unix:` + file + `-:81"}`, 409, "socket", ""},
 		{"remove", "DELETE", "/v1/forwards/unix:" + strings.ReplaceAll(r.path, "/", "%2F") + ".fwd?cut=true", "", 204, "", ""},
 		{"remove again", "DELETE", "/v1/forwards/unix:" + strings.ReplaceAll(r.path, "/", "%2F") + ".fwd", "", 404, "no rule", ""},
 		{"remove by half", "DELETE", "/v1/forwards/x?cut=maybe", "", 400, "true or false", ""},
@@ -610,7 +614,11 @@ func TestStranger(t *testing.T) {
 	}
 	r := newRig(t)
 	exe := filepath.Join(t.TempDir(), "ask")
-	b, err := os.ReadFile(os.Args[0])
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(self)
 	if err != nil {
 		t.Fatal(err)
 	}
