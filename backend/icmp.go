@@ -36,7 +36,9 @@ func (p *port) icmpFromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuff
 		return false
 	}
 	v := pkt.Data().AsRange().ToView()
-	defer v.Release()
+	if v != nil { // nil where there is no payload
+		defer v.Release()
+	}
 	m := append(append([]byte(nil), pkt.TransportHeader().Slice()...), v.AsSlice()...)
 	v6 := dst.Is6()
 	if len(m) < echoHeader || !v6 && m[0] != byte(header.ICMPv4Echo) || v6 && m[0] != byte(header.ICMPv6EchoRequest) {

@@ -78,7 +78,9 @@ func (u *udpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 	src, dst := ends(id)
 	h := header.UDP(pkt.TransportHeader().Slice())
 	v := pkt.Data().AsRange().ToView()
-	defer v.Release()
+	if v != nil { // nil where there is no payload
+		defer v.Release()
+	}
 	payload := v.AsSlice()
 	if want := int(h.Length()) - header.UDPMinimumSize; want < 0 || want > len(payload) {
 		p.drop(flows.ReasonMalformed)
