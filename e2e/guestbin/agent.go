@@ -29,8 +29,7 @@ func agent(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	return channel.Serve(&connected{f: f})
+	return channel.Serve(&connected{File: f})
 }
 
 // port finds the device of our port. It appears a moment after its driver.
@@ -54,14 +53,14 @@ func port() (string, error) {
 // connected is the port, with the ends of file left out that the driver gives until the device
 // has told it that the host's side is open.
 type connected struct {
-	f    *os.File
+	*os.File
 	seen bool
 }
 
 func (c *connected) Read(b []byte) (int, error) {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		n, err := c.f.Read(b)
+		n, err := c.File.Read(b)
 		if n > 0 {
 			c.seen = true
 		}
@@ -71,5 +70,3 @@ func (c *connected) Read(b []byte) (int, error) {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
-
-func (c *connected) Write(b []byte) (int, error) { return c.f.Write(b) }

@@ -228,6 +228,11 @@ func TestKilledGuest(t *testing.T) {
 func TestGuestEndsWithItsHost(t *testing.T) {
 	t.Parallel()
 	g := Boot(t, Config{Name: "orphan"})
+	for _, busy := range []string{"exec sleep 1234", "exec yes", "exec cat", "sleep 1234 & sleep 1234"} {
+		if _, err := g.Start(t.Context(), busy); err != nil {
+			t.Fatal(err)
+		}
+	}
 	g.client.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

@@ -13,8 +13,8 @@ import (
 )
 
 // Serve is the guest's end: it runs what the host asks for until the stream ends, and then kills
-// what still runs.
-func Serve(rw io.ReadWriter) error {
+// what still runs and closes rw.
+func Serve(rw io.ReadWriteCloser) error {
 	s := &server{enc: json.NewEncoder(rw), cmds: map[uint64]*command{}}
 	dec := json.NewDecoder(rw)
 	for {
@@ -25,15 +25,18 @@ func Serve(rw io.ReadWriter) error {
 				c.signal(syscall.SIGKILL)
 			}
 			s.mu.Unlock()
+			// A virtio-serial port whose host is gone takes no bytes and gives no error: writers
+			// would wait for good.
+			closed := rw.Close()
 			s.wg.Wait()
 			if errors.Is(err, io.EOF) {
-				return nil
+				err = nil
 			}
-			return err
+			return errors.Join(err, closed)
 		}
 		switch {
 		case m.Hello:
-			s.send(reply{Hello: true})
+			s.wg.Go(func() { s.send(reply{Hello: true}) }) // reading, which sees the end, never waits for writing
 		case m.Run != "":
 			s.run(m.ID, m.Run)
 		default:
@@ -94,27 +97,22 @@ func (s *server) run(id uint64, line string) {
 		err = c.cmd.Start()
 	}
 	if err != nil {
-		s.send(reply{ID: id, Exit: &Exit{Code: 127, Error: err.Error()}})
+		s.wg.Go(func() { s.send(reply{ID: id, Exit: &Exit{Code: 127, Error: err.Error()}}) })
 		return
 	}
 	s.mu.Lock()
 	s.cmds[id] = c
 	s.mu.Unlock()
 
-	s.wg.Add(2)
-	go func() {
-		defer s.wg.Done()
-		c.pump(in)
-	}()
-	go func() {
-		defer s.wg.Done()
+	s.wg.Go(func() { c.pump(in) })
+	s.wg.Go(func() {
 		err := c.cmd.Wait()
 		s.mu.Lock()
 		delete(s.cmds, id)
 		s.mu.Unlock()
 		c.feed(nil, true)
 		s.send(reply{ID: id, Exit: exitOf(c.cmd, err)})
-	}()
+	})
 }
 
 func exitOf(cmd *exec.Cmd, err error) *Exit {
