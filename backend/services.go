@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -67,11 +68,25 @@ func (n *Network) startServices() error {
 		return fmt.Errorf("network %s: %w", c.Name, err)
 	}
 	if c.StateDir != "" {
-		if _, err := n.dhcp.Load(n.stateFile()); err != nil {
-			n.complain("leases of before", err)
+		if err := n.openState(); err != nil {
+			n.dns.Close()
+			return fmt.Errorf("network %s: state folder: %w", c.Name, err)
 		}
 	}
 	return nil
+}
+
+// openState reads the leases of before, and finds out whether they can be kept: who asked for it hears at once, not
+// after the first restart.
+func (n *Network) openState() error {
+	if err := os.MkdirAll(n.cfg.StateDir, 0o700); err != nil {
+		return err
+	}
+	if _, err := n.dhcp.Load(n.stateFile()); err != nil {
+		n.complain("leases of before", err)
+		return nil // and what is there is left for people to look at until there is a new lease
+	}
+	return n.dhcp.Save(n.stateFile())
 }
 
 func (n *Network) isDNS(a netip.Addr) bool { return a == n.cfg.DNS4 || a == n.cfg.DNS6 }
