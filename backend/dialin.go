@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmnetd/vmnetd/dhcp"
@@ -65,7 +66,7 @@ func (n *Network) dial(ctx context.Context, proto string, dst, from netip.AddrPo
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &flowConn{}
+	c := &flowConn{loop: p.loop}
 	f, v := n.admit(p, q, func(flows.Reason) { cancel(); c.end() })
 	if f == nil {
 		return nil, fmt.Errorf("conversation with %s: not admitted: %s", dst, v.Reason)
@@ -211,6 +212,7 @@ func (n *Network) seenAs(from netip.AddrPort, dst netip.Addr) netip.AddrPort {
 type flowConn struct {
 	net.Conn
 	flow *flows.Flow
+	loop *loop // of the guest, or nil
 
 	mu    sync.Mutex
 	ended bool // by the table
@@ -256,6 +258,20 @@ func (c *flowConn) Write(b []byte) (int, error) {
 		c.flow.Touch()
 	}
 	return n, err
+}
+
+// Carry implements portforward.Carrier: where the guest has a loop, host's descriptor goes on it.
+func (c *flowConn) Carry(host net.Conn, toGuest, toHost *atomic.Int64) (error, bool) {
+	t, ok := c.Conn.(*tcpConn)
+	if !ok || c.loop == nil {
+		return nil, false
+	}
+	fd, ok := takeDescriptor(host)
+	if !ok {
+		return nil, false
+	}
+	host.Close() // the loop has its own
+	return c.loop.carry(fd, t, c.flow, toGuest, toHost), true
 }
 
 // CloseWrite ends this half, where the conversation has halves.

@@ -3,6 +3,9 @@
 package backend
 
 import (
+	"net"
+	"sync/atomic"
+
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/vmnetd/vmnetd/backend/egress"
@@ -16,6 +19,10 @@ func newLoop(*port) (*loop, error) { return nil, nil }
 
 func (*loop) run() error { return nil }
 func (*loop) wake()      {}
+
+func (*loop) carry(int, *tcpConn, *flows.Flow, *atomic.Int64, *atomic.Int64) error { return nil }
+
+func takeDescriptor(net.Conn) (int, bool) { return -1, false }
 
 type polledUDP struct{}
 

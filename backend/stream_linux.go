@@ -7,7 +7,9 @@ package backend
 import (
 	"container/list"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -61,8 +63,10 @@ type stream struct {
 	rings bool // entry is registered
 
 	upDone, downDone bool
-	queued           atomic.Bool // on the loop's ready or woken list
-	held             bool        // on the loop's held list
+	toGuest, toHost  *atomic.Int64 // a port forward's own counters, or nil
+	over             func(error)   // told how a port forward's stream ended, or nil
+	queued           atomic.Bool   // on the loop's ready or woken list
+	held             bool          // on the loop's held list
 }
 
 // openStream begins a conversation whose SYN was let in. It takes a reference on pkt. It runs on the loop.
@@ -90,6 +94,27 @@ func (l *loop) openStream(id stack.TransportEndpointID, pkt *stack.PacketBuffer,
 		s.failed(err)
 	}
 	return f, v
+}
+
+// carry moves the bytes of a conversation that the host opened: guest is its end in the stack, fd the host's socket,
+// which it takes over. It waits until the stream is over. Anybody may call it.
+func (l *loop) carry(fd int, guest *tcpConn, f *flows.Flow, toGuest, toHost *atomic.Int64) error {
+	done := make(chan error, 1)
+	s := &stream{l: l, flow: f, state: streamShaking, fd: fd, index: -1, ep: guest.ep, wq: guest.wq,
+		toGuest: toGuest, toHost: toHost, over: func(err error) { done <- err }}
+	if !l.post(func() {
+		var err error
+		if s.index, err = l.watch(fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, s.event); err != nil {
+			s.state = streamOpen
+			s.abort(flows.ReasonExhausted)
+			return
+		}
+		s.start()
+	}) {
+		unix.Close(fd)
+		return net.ErrClosed
+	}
+	return <-done
 }
 
 // event is told what the host socket is ready for.
@@ -262,6 +287,9 @@ func (s *stream) moveUp() (more bool, err error) {
 		}
 		s.ep.Read(&discard{int(n)}, tcpip.ReadOptions{})
 		s.flow.Up.Add(int(n))
+		if s.toHost != nil {
+			s.toHost.Add(int64(n))
+		}
 		moved += int(n)
 		if int(n) < pieces.size {
 			s.out = false
@@ -327,6 +355,9 @@ func (s *stream) moveDown() (more bool, err error) {
 			return false, stackError{terr}
 		}
 		s.flow.Down.Add(int(w))
+		if s.toGuest != nil {
+			s.toGuest.Add(w)
+		}
 		moved += int(w)
 		l.moved += int(w)
 	}
@@ -339,6 +370,9 @@ func (s *stream) finish() {
 	s.unhook()
 	s.ep.Close()
 	s.flow.End(flows.ReasonClosed)
+	if s.over != nil {
+		s.over(nil)
+	}
 }
 
 // abort ends both sides with a reset.
@@ -351,9 +385,12 @@ func (s *stream) abort(r flows.Reason) {
 	if s.fd >= 0 && was != streamDialing {
 		unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}
-	if was == streamDialing {
+	switch was {
+	case streamDialing:
 		s.undial()
 		s.l.p.tcp.release(s.id)
+	case streamShaking:
+		s.l.p.tcp.giveUp(s.id)
 	}
 	s.dropSYN()
 	s.unhook()
@@ -362,6 +399,9 @@ func (s *stream) abort(r flows.Reason) {
 		s.ep.Close()
 	}
 	s.flow.End(r)
+	if s.over != nil {
+		s.over(fmt.Errorf("conversation ended: %s", r))
+	}
 }
 
 // unhook lets go of the host socket and of the endpoint's events.
@@ -453,4 +493,19 @@ func (o *oneByte) Read(b []byte) (int, error) {
 	}
 	b[0] = o.b
 	return 1, nil
+}
+
+// takeDescriptor returns a descriptor of c's own socket for the loop, which does not block.
+func takeDescriptor(c net.Conn) (fd int, ok bool) {
+	sc, is := c.(syscall.Conn)
+	if !is {
+		return -1, false
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return -1, false
+	}
+	fd = -1
+	rc.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
+	return fd, fd >= 0 && err == nil
 }

@@ -28,17 +28,21 @@ type tcpSide struct {
 
 	mu      sync.Mutex
 	pending map[stack.TransportEndpointID]*dial // SYNs that have no answer yet
+	shaking map[stack.TransportEndpointID]bool  // those that the stack shakes hands for
+	dns     int                                 // those of pending that go to the resolver
 }
 
 // dial is a SYN on its way to an answer.
 type dial struct {
 	accept func(*tcpConn) // takes the conversation over once the guest's handshake is done
 	fail   func()         // the handshake was not
+	dns    bool           // with the resolver here
 }
 
 func (t *tcpSide) init(p *port) {
 	t.port = p
 	t.pending = make(map[stack.TransportEndpointID]*dial)
+	t.shaking = make(map[stack.TransportEndpointID]bool)
 	// A SYN beyond the forwarder's bound would be forgotten silently; flows.Limits and the resolver's bound them first.
 	most := p.net.flows.Limits().Flows + dnsConns
 	t.forward = tcp.NewForwarder(p.stack, tcpBuffer, most, t.handshake)
@@ -88,8 +92,10 @@ func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 			t.answer(pkt, id, k)
 			return
 		}
+		evicted := context.AfterFunc(ctx, func() { abort(host); t.giveUp(id) })
 		d.accept = func(guest *tcpConn) {
 			defer cancel()
+			evicted()
 			stop := context.AfterFunc(ctx, func() { abort(guest); abort(host) })
 			defer stop()
 			f.SetState(flows.Open)
@@ -140,6 +146,9 @@ func (t *tcpSide) makeWay(kind uint16, ip []byte) {
 func (t *tcpSide) hold(id stack.TransportEndpointID, d *dial) {
 	t.mu.Lock()
 	t.pending[id] = d
+	if d.dns {
+		t.dns++
+	}
 	t.mu.Unlock()
 }
 
@@ -148,7 +157,26 @@ func (t *tcpSide) release(id stack.TransportEndpointID) *dial {
 	defer t.mu.Unlock()
 	d := t.pending[id]
 	delete(t.pending, id)
+	if d != nil && d.dns {
+		t.dns--
+	}
 	return d
+}
+
+// giveUp ends the handshake with the guest for a conversation that is over before it began. Else the stack would go
+// on for two minutes, and a guest that never completes one would soon have no room for another.
+func (t *tcpSide) giveUp(id stack.TransportEndpointID) {
+	t.release(id)
+	t.mu.Lock()
+	shaking := t.shaking[id]
+	t.mu.Unlock()
+	if !shaking {
+		return
+	}
+	ep, ok := t.port.stack.FindTransportEndpoint(protoOf(toNetip(id.LocalAddress)), tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
+	if ok {
+		ep.Abort()
+	}
 }
 
 // handshake completes what the guest's SYN began. The forwarder gives it a goroutine.
@@ -158,8 +186,22 @@ func (t *tcpSide) handshake(r *tcp.ForwarderRequest) {
 	defer p.wg.Done()
 	defer p.guard("conversation")
 	id := r.ID()
+	t.mu.Lock()
+	wanted := t.pending[id] != nil
+	t.shaking[id] = wanted
+	t.mu.Unlock()
+	if !wanted { // given up already
+		t.mu.Lock()
+		delete(t.shaking, id)
+		t.mu.Unlock()
+		r.Complete(true)
+		return
+	}
 	var wq waiter.Queue
 	ep, err := r.CreateEndpoint(&wq)
+	t.mu.Lock()
+	delete(t.shaking, id)
+	t.mu.Unlock()
 	d := t.release(id)
 	r.Complete(false)
 	if err != nil {
@@ -179,7 +221,15 @@ func (t *tcpSide) handshake(r *tcp.ForwarderRequest) {
 // toDNS accepts a conversation with the resolver here.
 func (t *tcpSide) toDNS(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	p := t.port
+	t.mu.Lock()
+	full := t.dns >= dnsConns
+	t.mu.Unlock()
+	if full {
+		p.drop(flows.ReasonRateLimit)
+		return true
+	}
 	t.hold(id, &dial{
+		dns: true,
 		accept: func(c *tcpConn) {
 			stop := context.AfterFunc(p.ctx, func() { c.Abort() })
 			defer stop()

@@ -143,7 +143,7 @@ func (c *conv) converse(port uint16) {
 		return
 	}
 	e.saw(Present)
-	if err := relay(host, guest, &e.toGuest, &e.toClient); err != nil {
+	if err := carry(host, guest, &e.toGuest, &e.toClient); err != nil {
 		c.mu.Lock()
 		cut = c.cut
 		c.mu.Unlock()
