@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -18,7 +19,10 @@ import (
 
 	"github.com/vmnetd/vmnetd/backend"
 	. "github.com/vmnetd/vmnetd/backend/backendtest"
+	"github.com/vmnetd/vmnetd/backend/egress"
+	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/qemu"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -154,6 +158,7 @@ func (f family) listen(t testing.TB, serve func(*net.TCPConn)) netip.AddrPort {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
+	var conns sync.Map
 	wg.Add(1)
 	go func() {
 		defer wg.Done()
@@ -162,11 +167,21 @@ func (f family) listen(t testing.TB, serve func(*net.TCPConn)) netip.AddrPort {
 			if err != nil {
 				return
 			}
+			conns.Store(c, true)
 			wg.Add(1)
-			go func() { defer wg.Done(); defer c.Close(); serve(c) }()
+			go func() {
+				defer wg.Done()
+				defer conns.Delete(c)
+				defer c.Close()
+				serve(c)
+			}()
 		}
 	}()
-	t.Cleanup(func() { l.Close(); wg.Wait() })
+	t.Cleanup(func() {
+		l.Close()
+		conns.Range(func(c, _ any) bool { c.(net.Conn).Close(); return true })
+		wg.Wait()
+	})
 	return at(f.gateway, uint16(l.Addr().(*net.TCPAddr).Port))
 }
 
@@ -219,4 +234,75 @@ func flow(n *backend.Network, ok func(flows.Snapshot) bool) (flows.Snapshot, boo
 		return flows.Snapshot{}, false
 	}
 	return l[i], true
+}
+
+// sockets is a wire that is a real socket in QEMU's framing, which on Linux the loop carries.
+func sockets(t testing.TB) (near, far link.Link) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return qemu.NewLink(c), qemu.NewLink(d)
+}
+
+// serve has n serve one end of a wire until the test ends.
+func serve(t testing.TB, n *backend.Network, far link.Link, name string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		if err := n.Serve(ctx, far, name); err != nil {
+			t.Errorf("%s was not served: %v", name, err)
+		}
+	}()
+	t.Cleanup(func() { cancel(); <-served })
+}
+
+// carrier is a way that frames and TCP are carried.
+type carrier struct {
+	name string
+	up   func(testing.TB, backend.Config) (*backend.Network, *Guest)
+}
+
+var carriers = []carrier{
+	{"plain", up},
+	{"loop", func(t testing.TB, c backend.Config) (*backend.Network, *Guest) {
+		t.Helper()
+		c.Egress = &egress.Host{}
+		n := start(t, c)
+		return n, plugSocket(t, n, Config{}).Up(t)
+	}},
+}
+
+func plugSocket(t testing.TB, n *backend.Network, c Config) *Guest {
+	t.Helper()
+	near, far := sockets(t)
+	g, err := New(near, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, n, far, "socket")
+	t.Cleanup(func() { g.Close() })
+	return g
+}
+
+// every runs a test over both carriers and both families.
+func every(t *testing.T, test func(t *testing.T, c carrier, f family)) {
+	for _, c := range carriers {
+		for _, f := range families {
+			t.Run(c.name+"/"+f.name, func(t *testing.T) { test(t, c, f) })
+		}
+	}
 }
