@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -82,9 +83,14 @@ func (n *Network) openState() error {
 	if err := os.MkdirAll(n.cfg.StateDir, 0o700); err != nil {
 		return err
 	}
-	if _, err := n.dhcp.Load(n.stateFile()); err != nil {
+	_, err := n.dhcp.Load(n.stateFile())
+	var file *fs.PathError
+	if errors.As(err, &file) {
+		return err
+	}
+	if err != nil { // what is there is left for people to look at until there is a new lease
 		n.complain("leases of before", err)
-		return nil // and what is there is left for people to look at until there is a new lease
+		return nil
 	}
 	return n.dhcp.Save(n.stateFile())
 }
