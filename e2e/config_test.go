@@ -139,7 +139,7 @@ func TestIPv6Route(t *testing.T) {
 	t.Parallel()
 	need(t)
 	l := newLab(t)
-	l.host.ip(t, "-6 route del default")
+	l.host.ip(t, "route del default via 2001:db8::1")
 	d := l.serve(t)
 	g := kernelUnix.boot(t, d, attach{unix: d.unix}, "alpha")
 	state := func(want bool) func() error {
@@ -162,9 +162,9 @@ func TestIPv6Route(t *testing.T) {
 	}
 	b := &bench{lab: l, daemon: d, gateway: d.gateway(t), g: g}
 	b.bytes(t, b.gw6.String(), l.host, 100_000) // the host itself is there all the same
-	l.host.ip(t, "-6 route add default via 2001:db8::1")
+	l.host.ip(t, "route add default via 2001:db8::1")
 	wait(t, "a default route", state(true))
 	b.bytes(t, world6, l.world, 100_000)
-	l.host.ip(t, "-6 route del default")
+	l.host.ip(t, "route del default via 2001:db8::1")
 	wait(t, "no default route again", state(false))
 }

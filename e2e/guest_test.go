@@ -501,11 +501,11 @@ func (k *kernelGuest) Start(ctx context.Context, command string) (*channel.Proc,
 
 // Kill ends the guest and its wire.
 func (k *kernelGuest) Kill() error {
+	if k.br != nil {
+		k.br.close() // first: its kernel would end its programs' connections in good order
+	}
 	err := k.cmd.Process.Kill()
 	<-k.gone
-	if k.br != nil {
-		k.br.close()
-	}
 	return err
 }
 

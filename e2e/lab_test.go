@@ -189,6 +189,18 @@ route add default via 2001:db8::1
 route add unreachable 198.18.0.0/24
 route add unreachable 2001:db8:bad::/48`)
 	l.host.sysctl(t, "ipv4/ping_group_range", fmt.Sprintf("%d %d", nobody, nobody))
+	// The kernel looks at a new link when it finds time, and drops what is sent over it before.
+	for _, n := range []*netns{l.world, l.host} {
+		wait(t, "the link between host and world", func() error {
+			var out bytes.Buffer
+			cmd := exec.Command("ip", "link", "show", "type", "veth")
+			cmd.Stdout = &out
+			if err := n.run(cmd); err != nil || !strings.Contains(out.String(), "state UP") {
+				return fmt.Errorf("%v %s", err, out.String())
+			}
+			return nil
+		})
+	}
 	l.dns = startNameServer(t, l.world)
 	l.resolvConf = filepath.Join(l.dir, "resolv.conf")
 	l.setResolvConf(t, "nameserver "+world4+"\n")

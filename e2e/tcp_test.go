@@ -58,13 +58,14 @@ func (b *bench) bytes(t *testing.T, a string, ns *netns, n int64) {
 	if got := report(t, sink); r.End != "eof" || got.Received != n || got.ReceivedHash != traffic.Hash(7, n) {
 		t.Errorf("up to %s: %d of %d bytes arrived, hash right: %v, end %q for the guest (%s)", a, got.Received, n, got.ReceivedHash == traffic.Hash(7, n), r.End, r.Error)
 	}
+	up := time.Since(began)
 	source := ns.serve(t, "tcp", b.behind(ns, a), traffic.Source(8, n))
 	r = traffic.Report{}
 	b.g.json(t, &r, "guest tcp -timeout 60s %s", target(a, source.Addr()))
 	if r.End != "eof" || r.Received != n || r.ReceivedHash != traffic.Hash(8, n) {
 		t.Errorf("down from %s: %d of %d bytes arrived, hash right: %v, end %q (%s)", a, r.Received, n, r.ReceivedHash == traffic.Hash(8, n), r.End, r.Error)
 	}
-	t.Logf("%d MB up and down with %s in %v", n/1e6, a, time.Since(began).Round(time.Millisecond))
+	t.Logf("%d bytes to %s in %v, back in %v", n, a, up.Round(time.Millisecond), (time.Since(began) - up).Round(time.Millisecond))
 }
 
 func testTCPBytes(t *testing.T, b *bench) {
