@@ -88,17 +88,16 @@ func show(ctx context.Context, vmnetd string) error {
 		return err
 	}
 	defer page.Close()
-	forward := func(ctx context.Context) (string, error) { return d.forwarded(ctx) }
 
 	d.step(ctx, "DHCP lease", d.lease)
 	d.step(ctx, "ping of the gateway", d.ping)
 	d.step(ctx, "a name from the gateway", d.name)
 	d.step(ctx, "the host's page in the guest", func(ctx context.Context) (string, error) { return d.hostPage(ctx, page) })
-	d.step(ctx, "the guest's page on the host", func(ctx context.Context) (string, error) { return d.guestPage(ctx, forward) })
+	d.step(ctx, "the guest's page on the host", d.guestPage)
 	d.step(ctx, "IPv6 address", d.ipv6)
 	var table string
 	d.step(ctx, "flow table", func(ctx context.Context) (got string, err error) {
-		got, table, err = d.flows(ctx, page, forward)
+		got, table, err = d.flows(ctx, page)
 		return got, err
 	})
 	d.step(ctx, "its end", d.end)
@@ -307,13 +306,10 @@ func servePage() (*page, error) {
 
 func (p *page) Close() error { return p.srv.Close() }
 
+// hostPage goes by name: the host's loopback is where the name leads to.
 func (d *demo) hostPage(ctx context.Context, p *page) (string, error) {
-	l, err := d.guest.Lease(ctx)
-	if err != nil {
-		return "", err
-	}
-	url := fmt.Sprintf("http://%s:%d/", l.Router, p.port)
-	out, err := d.guest.Output(ctx, "wget -T 10 -qO- "+url)
+	url := fmt.Sprintf("http://host.internal:%d/", p.port)
+	out, err := d.guest.Output(ctx, "wget -qO- "+url)
 	if err != nil {
 		return "", err
 	}
@@ -340,8 +336,8 @@ func (d *demo) forwarded(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s:%d", rules[0].Rule.Host, rules[0].Rule.Port), nil
 }
 
-func (d *demo) guestPage(ctx context.Context, forward func(context.Context) (string, error)) (string, error) {
-	addr, err := forward(ctx)
+func (d *demo) guestPage(ctx context.Context) (string, error) {
+	addr, err := d.forwarded(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -368,7 +364,7 @@ func (d *demo) guestPage(ctx context.Context, forward func(context.Context) (str
 }
 
 // flows holds one conversation open each way and finds both in the table.
-func (d *demo) flows(ctx context.Context, p *page, forward func(context.Context) (string, error)) (got, table string, err error) {
+func (d *demo) flows(ctx context.Context, p *page) (got, table string, err error) {
 	l, err := d.guest.Lease(ctx)
 	if err != nil {
 		return "", "", err
@@ -391,7 +387,7 @@ func (d *demo) flows(ctx context.Context, p *page, forward func(context.Context)
 	case <-ctx.Done():
 		return "", "", fmt.Errorf("the page that does not end: %w", ctx.Err())
 	}
-	addr, err := forward(ctx)
+	addr, err := d.forwarded(ctx)
 	if err != nil {
 		return "", "", err
 	}

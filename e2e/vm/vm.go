@@ -13,7 +13,8 @@
 //
 // or, outside a test, does the same with Start, WaitReady, Run, Close.
 //
-// In the guest there are busybox with all its applets, a web server on port 80 that serves /www
+// In the guest there are busybox with all its applets (but not wget -T, which crashes in Debian
+// 12's), a web server on port 80 that serves /www
 // ("hello from NAME"), and /bin/guest (guest -h). Commands go over a virtio-serial port, not over
 // the network, so a broken network can be looked at from inside. A guest whose test died notices
 // the end of that port and switches itself off.
