@@ -60,6 +60,11 @@ func (p *port) ndp(h header.IPv6, m header.ICMPv6, body link.Span, src mac) bool
 		}
 		target := netip.AddrFrom16([16]byte(m[8:24]))
 		if !p.net.isOurs(target) {
+			if from.IsUnspecified() && p.net.cfg.Prefix6.Contains(target) {
+				// A guest that tests an address of its own for duplicates (RFC 4862 §5.4.2) may be silent as that
+				// address for long, and is to be found by it and by name all the same.
+				p.net.seg.learnAddr(p, target, src)
+			}
 			return false
 		}
 		to, toMAC, flags := from, src, byte(0xe0) // router, solicited, override
