@@ -4,6 +4,7 @@ package backend
 // then is an address that stands for the host translated.
 
 import (
+	"net"
 	"net/netip"
 
 	"github.com/vmnetd/vmnetd/flows"
@@ -16,6 +17,49 @@ func (n *Network) admit(p *port, q flows.Query, end func(flows.Reason)) (*flows.
 		p.drops[v.Reason].Add(1)
 	}
 	return f, v
+}
+
+// closedDoors keeps guests from sockets that are not theirs to reach whatever the policy says: where others plug in. A
+// guest that dialled there would be a second guest, past its own limits.
+type closedDoors struct {
+	flows.Policy
+	n *Network
+}
+
+// Judge implements flows.Policy.
+func (c closedDoors) Judge(q flows.Query) flows.Verdict {
+	if q.Dir == flows.Out && c.n.isDoor(c.n.translate(q.Dst)) {
+		return flows.Verdict{Reject: true, Reason: flows.ReasonDoor}
+	}
+	return c.Policy.Judge(q)
+}
+
+func (n *Network) isDoor(dst netip.AddrPort) bool {
+	for _, d := range n.cfg.Doors {
+		if d.Port() == dst.Port() && (d.Addr() == dst.Addr() || d.Addr().IsUnspecified() && isOfThisHost(dst.Addr())) {
+			return true
+		}
+	}
+	return false
+}
+
+// isOfThisHost says whether a is one of this host's addresses now. It is asked for a door's port only.
+func isOfThisHost(a netip.Addr) bool {
+	if a.IsLoopback() {
+		return true
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return true // rather closed than open
+	}
+	for _, x := range addrs {
+		if p, ok := x.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(p.IP); ok && ip.Unmap() == a {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 var loopback4, loopback6 = netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")

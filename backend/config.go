@@ -58,6 +58,8 @@ type Config struct {
 	OpenLinkLocal []netip.Prefix
 	// Policy judges conversations in place of the default policy that the fields above make.
 	Policy flows.Policy
+	// Doors are addresses of this host where guests plug in over TCP. No guest reaches them, whatever the policy says.
+	Doors []netip.AddrPort
 	// Limits bound what guests may have open. Zero fields have defaults.
 	Limits flows.Limits
 

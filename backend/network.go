@@ -68,7 +68,7 @@ func New(c Config) (*Network, error) {
 			NoHostLoopback: c.NoHostLoopback, OpenLinkLocal: c.OpenLinkLocal,
 		}
 	}
-	n.flows = flows.NewTable(c.Limits, policy)
+	n.flows = flows.NewTable(c.Limits, closedDoors{policy, n})
 	if err := n.startServices(); err != nil {
 		return nil, err
 	}

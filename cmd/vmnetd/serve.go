@@ -185,6 +185,15 @@ func (d *daemon) listen(path string) error {
 
 // start makes the network and lets guests in. After an error the daemon needs its stop all the same.
 func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error) {
+	for _, door := range d.doors {
+		if door.l == nil {
+			continue
+		}
+		if a, ok := door.l.Addr().(*net.TCPAddr); ok {
+			ap := a.AddrPort()
+			cfg.Doors = append(cfg.Doors, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
+		}
+	}
 	if d.net, err = backend.New(cfg); err != nil {
 		var file *fs.PathError
 		if errors.As(err, &file) { // the state folder's
