@@ -51,16 +51,21 @@ func (g *Guest) DHCP4(m *dhcpv4.DHCPv4) []byte {
 		UDP{SrcPort: 68, DstPort: 67}, Payload(m.ToBytes()))
 }
 
-// Discover makes the first message of a lease, with the options that clients ask for and the guest's name.
-func (g *Guest) Discover(mods ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
-	mods = append([]dhcpv4.Modifier{
+// wants puts what every client says before mods.
+func (g *Guest) wants(mods []dhcpv4.Modifier) []dhcpv4.Modifier {
+	all := []dhcpv4.Modifier{
 		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer,
 			dhcpv4.OptionInterfaceMTU, dhcpv4.OptionDNSDomainSearchList, dhcpv4.OptionDomainName),
-	}, mods...)
-	if g.cfg.Name != "" {
-		mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(g.cfg.Name)))
 	}
-	m, err := dhcpv4.NewDiscovery(g.cfg.MAC, mods...)
+	if g.cfg.Name != "" {
+		all = append(all, dhcpv4.WithOption(dhcpv4.OptHostName(g.cfg.Name)))
+	}
+	return append(all, mods...)
+}
+
+// Discover makes the first message of a lease, with the options that clients ask for and the guest's name.
+func (g *Guest) Discover(mods ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
+	m, err := dhcpv4.NewDiscovery(g.cfg.MAC, g.wants(mods)...)
 	if err != nil {
 		panic(err) // no random numbers
 	}
@@ -76,10 +81,7 @@ func (g *Guest) Lease(ctx context.Context, mods ...dhcpv4.Modifier) (*dhcpv4.DHC
 	if offer.MessageType() != dhcpv4.MessageTypeOffer {
 		return nil, fmt.Errorf("backendtest: dhcp discover answered with %s", offer.MessageType())
 	}
-	if g.cfg.Name != "" {
-		mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(g.cfg.Name)))
-	}
-	req, err := dhcpv4.NewRequestFromOffer(offer, mods...)
+	req, err := dhcpv4.NewRequestFromOffer(offer, g.wants(mods)...)
 	if err != nil {
 		return nil, err
 	}
