@@ -18,9 +18,9 @@ build:
 
 demo:
 	@sh e2e/deps.sh demo
-	@echo "building bin/vmnetd"
+	@echo "building bin/vmnetd (the first time takes a while)"
 	@$(MAKE) -s build
-	@CGO_ENABLED=0 $(GO) run ./e2e/demo -vmnetd bin/vmnetd
+	@CGO_ENABLED=0 $(GO) run -trimpath ./e2e/demo -vmnetd bin/vmnetd
 
 # CI=true: a test that cannot have what it needs fails instead of skipping. Tests that need root skip for others, and
 # the summary names them.

@@ -59,10 +59,10 @@ func unpacked(ctx context.Context, cache, pattern string, name func(apt) (string
 	a := apt{ctx: ctx, dir: tmp}
 	deb, err := a.download(name, logf)
 	if err != nil {
-		logf("reading the mirror's package lists (%v)", firstLine(err))
+		logf("reading the mirror's package lists")
 		a.lists = filepath.Join(cache, "apt")
-		if err := a.update(); err != nil {
-			return "", err
+		if again := a.update(); again != nil {
+			return "", fmt.Errorf("%w; then %w", err, again)
 		}
 		if deb, err = a.download(name, logf); err != nil {
 			return "", err

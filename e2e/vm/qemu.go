@@ -121,7 +121,7 @@ func Accel(ctx context.Context, logf func(format string, args ...any)) (name, wh
 		if ctx.Err() != nil {
 			return "", "", context.Cause(ctx)
 		}
-		name, why = "tcg", fmt.Sprintf("no guest boots with KVM here: %v", firstLine(err))
+		name, why = "tcg", strings.Replace(fmt.Sprintf("no guest boots with KVM here: %v", firstLine(err)), "guest kvm-trial: ", "", 1)
 	}
 	// Written in full or not at all; a next call would only try again.
 	if err := os.WriteFile(known+".new", []byte(name+": "+why+"\n"), 0o644); err != nil {
