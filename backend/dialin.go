@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/dhcp"
 	"github.com/vmnetd/vmnetd/flows"
 	"github.com/vmnetd/vmnetd/portforward"
@@ -60,31 +61,42 @@ func (n *Network) dial(ctx context.Context, proto string, dst, from netip.AddrPo
 		return nil, err
 	}
 	src := n.seenAs(from, dst.Addr())
-	q := flows.Query{Guest: p.id, Proto: flows.TCP, Dir: flows.In, Src: src, Dst: dst, Rule: rule}
+	q := flows.Query{Guest: p.id, Proto: flows.TCP, Dir: flows.In, Dst: dst, Rule: rule}
+	var d dialIn
 	if proto == "udp" {
 		q.Proto = flows.UDP
+		d, err = p.bindUDP(src, dst)
+	} else {
+		d, err = p.bindTCP(src, dst)
 	}
+	if err != nil {
+		return nil, err
+	}
+	q.Src = d.source()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := &flowConn{loop: p.loop}
 	f, v := n.admit(p, q, func(flows.Reason) { cancel(); c.end() })
 	if f == nil {
+		d.Close()
 		return nil, fmt.Errorf("conversation with %s: not admitted: %s", dst, v.Reason)
 	}
 	defer context.AfterFunc(p.ctx, cancel)()
-	var conn net.Conn
-	if proto == "udp" {
-		conn, err = p.dialUDP(src, dst)
-	} else {
-		conn, err = p.dialTCP(ctx, src, dst)
-	}
+	conn, err := d.connect(ctx)
 	if err != nil {
-		f.End(flows.ReasonRefused)
+		f.End(reasonOf(egress.Classify(err)))
 		return nil, err
 	}
 	f.SetState(flows.Open)
 	c.start(conn, f)
 	return c, nil
+}
+
+// dialIn is a conversation with a guest that has a source port, for its flow to show, and is not begun.
+type dialIn interface {
+	source() netip.AddrPort
+	connect(context.Context) (net.Conn, error)
+	Close() error // in place of connect
 }
 
 // guestAddr is the address of the guest that is named, of from's family where it has both.

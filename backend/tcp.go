@@ -316,34 +316,60 @@ func abort(c net.Conn) {
 	c.Close()
 }
 
-// dialTCP opens a conversation with the guest's dst, from src; a zero port in src picks one.
-func (p *port) dialTCP(ctx context.Context, src, dst netip.AddrPort) (*tcpConn, error) {
-	wq := new(waiter.Queue)
-	ep, terr := p.stack.NewEndpoint(tcp.ProtocolNumber, protoOf(dst.Addr()), wq)
-	if terr != nil {
+// tcpDial is a conversation with the guest that has a source port and is not begun.
+type tcpDial struct {
+	ep       tcpip.Endpoint
+	wq       *waiter.Queue
+	src, dst netip.AddrPort
+}
+
+// bindTCP readies a conversation with the guest's dst, from src; a zero port in src picks one.
+func (p *port) bindTCP(src, dst netip.AddrPort) (*tcpDial, error) {
+	d := &tcpDial{wq: new(waiter.Queue), src: src, dst: dst}
+	var terr tcpip.Error
+	if d.ep, terr = p.stack.NewEndpoint(tcp.ProtocolNumber, protoOf(dst.Addr()), d.wq); terr != nil {
 		return nil, dialError(dst, terr)
 	}
-	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents)
-	wq.EventRegister(&entry)
-	defer wq.EventUnregister(&entry)
-	if terr = ep.Bind(fullAddr(src)); terr == nil {
-		terr = ep.Connect(fullAddr(dst))
+	terr = d.ep.Bind(fullAddr(src))
+	if terr == nil {
+		var local tcpip.FullAddress
+		local, terr = d.ep.GetLocalAddress()
+		d.src = netip.AddrPortFrom(src.Addr(), local.Port)
 	}
+	if terr != nil {
+		d.ep.Close()
+		return nil, dialError(dst, terr)
+	}
+	return d, nil
+}
+
+func (d *tcpDial) source() netip.AddrPort { return d.src }
+
+func (d *tcpDial) Close() error {
+	d.ep.Close()
+	return nil
+}
+
+func (d *tcpDial) connect(ctx context.Context) (net.Conn, error) {
+	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents)
+	d.wq.EventRegister(&entry)
+	defer d.wq.EventUnregister(&entry)
+	terr := d.ep.Connect(fullAddr(d.dst))
 	if _, started := terr.(*tcpip.ErrConnectStarted); started {
 		select {
 		case <-ctx.Done():
-			ep.Abort()
-			ep.Close()
-			return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(dst), Err: context.Cause(ctx)}
+			d.ep.Abort()
+			d.ep.Close()
+			return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(d.dst), Err: context.Cause(ctx)}
 		case <-ready:
-			terr = ep.LastError()
+			terr = d.ep.LastError()
 		}
 	}
 	if terr != nil {
-		ep.Close()
-		return nil, dialError(dst, terr)
+		d.ep.Close()
+		return nil, dialError(d.dst, terr)
 	}
-	return newTCPConn(wq, ep), nil
+	return newTCPConn(d.wq, d.ep), nil
 }
 
 func dialError(dst netip.AddrPort, err tcpip.Error) error {
@@ -355,10 +381,12 @@ type stackError struct{ err tcpip.Error }
 
 func (e stackError) Error() string { return e.err.String() }
 
-// Is lets callers ask for the errors that package syscall names.
-func (e stackError) Is(target error) bool {
-	n, ok := errno(e.err)
-	return ok && target == n
+// Unwrap is the error that package syscall names, if it names this one.
+func (e stackError) Unwrap() error {
+	if n, ok := errno(e.err); ok {
+		return n
+	}
+	return nil
 }
 
 var _ io.ReadWriteCloser = (*tcpConn)(nil)

@@ -5,6 +5,7 @@ package backend
 // stack only puts fragments together. Conversations that the host opens (port forwards) are looked for first.
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -354,8 +355,8 @@ type udpConn struct {
 	deadline deadline
 }
 
-// dialUDP opens a conversation with the guest's dst, from src; a zero port in src picks one.
-func (p *port) dialUDP(src, dst netip.AddrPort) (*udpConn, error) {
+// bindUDP opens a conversation with the guest's dst, from src; a zero port in src picks one.
+func (p *port) bindUDP(src, dst netip.AddrPort) (*udpConn, error) {
 	u := &p.udp
 	c := &udpConn{side: u, in: make(chan []byte, udpBacklog), done: make(chan struct{})}
 	c.deadline.init()
@@ -383,6 +384,10 @@ func (p *port) dialUDP(src, dst netip.AddrPort) (*udpConn, error) {
 	}
 	return nil, &net.OpError{Op: "dial", Net: "udp", Addr: net.UDPAddrFromAddrPort(dst), Err: syscall.EADDRNOTAVAIL}
 }
+
+func (c *udpConn) source() netip.AddrPort { return c.pair.local }
+
+func (c *udpConn) connect(context.Context) (net.Conn, error) { return c, nil }
 
 // refused notes the guest's port unreachable and reports whether it was about a conversation of ours.
 func (u *udpSide) refused(local, remote netip.AddrPort) bool {
