@@ -547,7 +547,10 @@ type bridge struct {
 	once sync.Once
 	wg   sync.WaitGroup
 
-	dialled atomic.Int64 // connections so far
+	wmu     sync.Mutex    // held across a whole frame
+	dialled atomic.Int64  // connections so far
+	deaf    chan struct{} // while it is there, nothing is read from the stream
+	dmu     sync.Mutex
 }
 
 func newBridge(tap *os.File, c net.Conn, dial func() (net.Conn, error)) *bridge {
@@ -569,7 +572,6 @@ func (b *bridge) close() {
 	b.wg.Wait()
 }
 
-// up is the only writer, so that a new stream begins with a whole frame.
 func (b *bridge) up() {
 	defer b.wg.Done()
 	buf := make([]byte, 4+65535+18)
@@ -579,7 +581,41 @@ func (b *bridge) up() {
 			return
 		}
 		buf[0], buf[1], buf[2], buf[3] = 0, byte(n>>16), byte(n>>8), byte(n)
+		b.wmu.Lock()
 		(*b.conn.Load()).Write(buf[:4+n]) // its end is seen below
+		b.wmu.Unlock()
+	}
+}
+
+// inject sends bytes of the test's own, whole frames with their lengths, as if the guest did.
+func (b *bridge) inject(frames []byte) error {
+	b.wmu.Lock()
+	defer b.wmu.Unlock()
+	_, err := (*b.conn.Load()).Write(frames)
+	return err
+}
+
+// listen makes the guest read, or not.
+func (b *bridge) listen(on bool) {
+	b.dmu.Lock()
+	defer b.dmu.Unlock()
+	if !on && b.deaf == nil {
+		b.deaf = make(chan struct{})
+	} else if on && b.deaf != nil {
+		close(b.deaf)
+		b.deaf = nil
+	}
+}
+
+func (b *bridge) hear() {
+	b.dmu.Lock()
+	deaf := b.deaf
+	b.dmu.Unlock()
+	if deaf != nil {
+		select {
+		case <-deaf:
+		case <-b.done:
+		}
 	}
 }
 
@@ -602,7 +638,9 @@ func (b *bridge) down(c net.Conn) {
 				continue
 			}
 			c = n
+			b.wmu.Lock()
 			b.conn.Store(&c)
+			b.wmu.Unlock()
 			b.dialled.Add(1)
 			select {
 			case <-b.done: // close has seen the one before
@@ -618,6 +656,7 @@ func (b *bridge) copy(c net.Conn) {
 	r := bufio.NewReaderSize(c, 256<<10)
 	frame := make([]byte, 65535+18)
 	for {
+		b.hear()
 		head, err := r.Peek(4)
 		if err != nil {
 			return

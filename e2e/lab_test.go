@@ -364,7 +364,7 @@ func (l *lab) serveAt(t *testing.T, wire, control string, files []*os.File, args
 
 // cli runs a vmnetd command that speaks to the daemon.
 func (d *daemon) cli(args ...string) (stdout, stderr string, code int) {
-	b, err := binary()
+	b, err := vmnetd()
 	if err != nil {
 		return "", err.Error(), -1
 	}

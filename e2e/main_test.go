@@ -110,8 +110,8 @@ func needQEMU(t *testing.T) {
 	vm.Need(t)
 }
 
-// binary builds the daemon, once a run; with VMNETD_E2E_RACE=1 it has the race detector in it.
-var binary = sync.OnceValues(func() (string, error) { return build("vmnetd", os.Getenv("VMNETD_E2E_RACE") == "1") })
+// vmnetd builds the daemon, once a run; with VMNETD_E2E_RACE=1 it has the race detector in it.
+var vmnetd = sync.OnceValues(func() (string, error) { return build("vmnetd", os.Getenv("VMNETD_E2E_RACE") == "1") })
 
 func build(name string, race bool) (string, error) {
 	out := filepath.Join(base, name)
@@ -128,7 +128,7 @@ func build(name string, race bool) (string, error) {
 
 func mustBinary(t *testing.T) string {
 	t.Helper()
-	b, err := binary()
+	b, err := vmnetd()
 	if err != nil {
 		t.Fatal(err)
 	}
