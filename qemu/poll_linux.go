@@ -100,7 +100,12 @@ func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
 			}
 		}
 		if want == 0 {
-			return done, nil
+			if done == len(frames) {
+				return done, nil
+			}
+			p.rest = appendFrom(p.rest[:0], &frames[done], 0) // more pieces than one call takes: in one
+			done++
+			continue
 		}
 		n, err := p.vector(unix.SYS_WRITEV, p.vec)
 		if err != nil {
@@ -151,7 +156,9 @@ func appendFrom(to []byte, f *link.Frame, n int) []byte {
 			n -= len(b)
 		}
 	}
-	add(f.Head[link.Headroom-prefixLen:])
+	head := f.Head[link.Headroom-prefixLen:]
+	binary.BigEndian.PutUint32(head, uint32(f.Len()))
+	add(head)
 	for _, b := range f.Body {
 		add(b)
 	}

@@ -1,0 +1,163 @@
+package qemu
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmnetd/vmnetd/backend/link"
+)
+
+// socketpair is a guest's socket, as the loop uses it, and its far end.
+func socketpair(t testing.TB, buffer int) (*polled, net.Conn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socketpair")
+		c, err := net.FileConn(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		ends[i] = c
+	}
+	l := NewLink(ends[0]).(*polled)
+	if buffer > 0 {
+		ends[0].(*net.UnixConn).SetWriteBuffer(buffer)
+	}
+	if ok, err := l.Poll(func(int) error { return nil }); !ok || err != nil {
+		t.Fatalf("poll: %v, %v", ok, err)
+	}
+	return l, ends[1]
+}
+
+// cutAnywhere makes a frame of b whose pieces are as long as r says.
+func cutAnywhere(b []byte, r *rand.Rand) link.Frame {
+	cut := func() int {
+		switch r.IntN(4) {
+		case 0:
+			return r.IntN(4)
+		case 1:
+			return r.IntN(64)
+		}
+		return r.IntN(len(b) + 1)
+	}
+	n := min(cut(), len(b))
+	f := link.NewFrame(b[:n])
+	for rest := b[n:]; len(rest) > 0; {
+		n := min(cut(), len(rest))
+		f.Body = append(f.Body, rest[:n])
+		rest = rest[n:]
+	}
+	return f
+}
+
+func pattern(n, seed int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i*7 + i>>8 + seed)
+	}
+	return b
+}
+
+// Whatever the socket takes at a time, its far end reads whole frames in order: those that were taken, and no other.
+func FuzzTryWriteFrames(f *testing.F) {
+	f.Fuzz(func(t *testing.T, seed uint64, buffer uint16, sizes []byte) {
+		if len(sizes) > 200 {
+			sizes = sizes[:200]
+		}
+		r := rand.New(rand.NewPCG(seed, 1))
+		l, far := socketpair(t, max(int(buffer), 1))
+		var frames []link.Frame
+		var want []byte
+		for i, s := range sizes {
+			n := minFrame + int(s)*int(s)%link.MaxFrame
+			b := pattern(n, i)
+			frames = append(frames, cutAnywhere(b, r))
+			want = binary.BigEndian.AppendUint32(want, uint32(n))
+			want = append(want, b...)
+		}
+		far.SetReadDeadline(time.Now().Add(20 * time.Second))
+		var got []byte
+		buf := make([]byte, 1<<16)
+		read := func() {
+			n, err := far.Read(buf[:1+r.IntN(len(buf))])
+			if err != nil {
+				t.Fatalf("after %d of %d bytes: %v", len(got), len(want), err)
+			}
+			got = append(got, buf[:n]...)
+		}
+		for rest := frames; ; {
+			most := min(len(rest), 1+r.IntN(40))
+			n, err := l.TryWriteFrames(rest[:most])
+			if n < most && !errors.Is(err, link.ErrWait) || err != nil && !errors.Is(err, link.ErrWait) {
+				t.Fatalf("%d of %d frames taken: %v", n, most, err)
+			}
+			for i := range rest[:n] { // taken: their memory is ours again
+				clear(rest[i].Head)
+				for j, p := range rest[i].Body {
+					rest[i].Body[j] = bytes.Repeat([]byte{0xee}, len(p))
+				}
+			}
+			rest = rest[n:]
+			if errors.Is(err, link.ErrWait) {
+				read()
+				continue
+			}
+			if len(rest) == 0 {
+				break
+			}
+		}
+		l.Close()
+		far.SetReadDeadline(time.Now().Add(20 * time.Second))
+		more, err := io.ReadAll(far)
+		if got = append(got, more...); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes came, %v, want %d; the first that differs is at %d", len(got), err, len(want), differ(got, want))
+		}
+	})
+}
+
+func differ(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return min(len(a), len(b))
+}
+
+// A frame in more pieces than one system call takes is a frame like any other.
+func TestTryWriteFramesOfManyPieces(t *testing.T) {
+	for _, pieces := range []int{maxVec - 2, maxVec - 1, maxVec, 5000} {
+		l, far := socketpair(t, 0)
+		want := pattern(14+pieces, pieces)
+		f := link.NewFrame(want[:14])
+		for i := range pieces {
+			f.Body = append(f.Body, want[14+i:15+i])
+		}
+		small := link.NewFrame(pattern(60, 1))
+		if n, err := l.TryWriteFrames([]link.Frame{small, f, small}); n != 3 || err != nil {
+			t.Fatalf("%d pieces: %d of 3 frames taken, %v", pieces, n, err)
+		}
+		b := &link.Batch{}
+		if err := NewLink(far).ReadFrames(b); err != nil || len(b.Frames) != 3 {
+			t.Fatalf("%d pieces: %d frames came, %v", pieces, len(b.Frames), err)
+		}
+		if got := b.AppendTo(nil, b.Frames[1]); !bytes.Equal(got, want) {
+			t.Errorf("%d pieces: other bytes came, from %d on", pieces, differ(got, want))
+		}
+	}
+}
