@@ -27,7 +27,7 @@ const (
 
 // DialGuest opens a conversation with a guest's port; it implements portforward.Guest.
 func (n *Network) DialGuest(ctx context.Context, proto, guest string, dst uint16, from netip.AddrPort, rule string) (net.Conn, error) {
-	a, err := n.guestAddr(guest, from.Addr())
+	a, err := n.guestAddr(guest, from.Addr().Unmap())
 	if err != nil {
 		return nil, err
 	}

@@ -134,6 +134,8 @@ func (g *Guest) Listen(a netip.AddrPort) (*Listener, error) {
 	if err != nil {
 		return nil, stackErr("listen", "tcp", a, err)
 	}
+	ep.SocketOptions().SetV6Only(true)
+	ep.SocketOptions().SetReuseAddress(true) // conversations of before in TIME-WAIT are no reason to fail
 	if err = ep.Bind(fa); err == nil {
 		err = ep.Listen(1024) // Linux's somaxconn is 4096; a test opens some hundred
 	}
@@ -207,6 +209,7 @@ func (g *Guest) udp(src, dst netip.AddrPort) (*UDPConn, error) {
 	if err != nil {
 		return nil, stackErr("listen", "udp", src, err)
 	}
+	ep.SocketOptions().SetV6Only(true)
 	const room = 1 << 20 // some of the largest datagrams
 	ep.SocketOptions().SetSendBufferSize(room, true)
 	ep.SocketOptions().SetReceiveBufferSize(room, true)
