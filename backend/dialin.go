@@ -177,8 +177,8 @@ func (n *Network) find(ctx context.Context, a netip.Addr) (*port, error) {
 	if o, ok := n.seg.owner(a); ok {
 		return o.port, nil
 	}
-	if len(n.seg.all()) == 0 {
-		return nil, fmt.Errorf("guest %s: %w", a, portforward.ErrNoGuest)
+	if l, ok := n.dhcp.Lookup(a); len(n.seg.all()) == 0 || ok && l.Away {
+		return nil, fmt.Errorf("guest %s: %w", a, portforward.ErrNoGuest) // nobody to ask, or known to have gone
 	}
 	seen, cancel := n.seg.await(a)
 	defer cancel()

@@ -242,6 +242,12 @@ func (p *port) answerDHCP(r dhcpRequest) {
 	p.sendFrame(f)
 }
 
+// What AddDNS refuses for a reason that callers tell apart (errors.Is).
+var (
+	ErrNameTaken = dns.ErrTaken // somebody else holds the name
+	ErrDNSFull   = dns.ErrFull  // as many records are there as are kept
+)
+
 // DNSRecord is a local record as people and the API see it.
 type DNSRecord struct {
 	Name   string `json:"name"`
@@ -271,6 +277,9 @@ func (n *Network) AddDNS(r DNSRecord) error {
 
 // RemoveDNS removes local records of a name; typ and value may be empty, for any.
 func (n *Network) RemoveDNS(name, typ, value string) error {
+	if value != "" && typ == "" {
+		return fmt.Errorf("dns record %s: a value without its type: say which", name)
+	}
 	spec := name
 	if typ != "" {
 		spec += " " + typ

@@ -274,7 +274,14 @@ func addDNS(c *call) (reply, error) {
 		return reply{}, err
 	}
 	if err := c.net.AddDNS(backend.DNSRecord{Name: r.Name, Type: r.Type, Value: r.Value, TTL: r.TTL}); err != nil {
-		return reply{}, problem(http.StatusUnprocessableEntity, "as "+dnsExample, "%s", short(err.Error()))
+		status, right := http.StatusUnprocessableEntity, "as "+dnsExample
+		switch {
+		case errors.Is(err, backend.ErrNameTaken):
+			status, right = http.StatusConflict, "another name, or remove that record first"
+		case errors.Is(err, backend.ErrDNSFull):
+			status, right = http.StatusServiceUnavailable, "remove records that are not needed"
+		}
+		return reply{}, problem(status, right, "%s", short(err.Error()))
 	}
 	return done, nil
 }
