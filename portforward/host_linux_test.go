@@ -138,7 +138,11 @@ func TestInUseByAnother(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err = newTable(t, Config{Guest: &fakeGuest{}}).Add(t.Context(), rules[0])
-			want := fmt.Sprintf(`in use by %q (pid %d)`, filepath.Base(os.Args[0])[:15], cmd.Process.Pid)
+			comm, err2 := os.ReadFile("/proc/self/comm")
+			if err2 != nil {
+				t.Fatal(err2)
+			}
+			want := fmt.Sprintf(`in use by %q (pid %d)`, bytes.TrimSpace(comm), cmd.Process.Pid)
 			if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), want) {
 				t.Fatalf("got %v, want %q", err, want)
 			}
@@ -355,7 +359,7 @@ func helpAddresses() error {
 		client.Close()
 	}
 
-	// An address that goes leaves the rule; without IPv6 a rule says so.
+	// Without IPv6 a rule says so.
 	if err := unix.Access("/proc/sys/net/ipv6/conf/all/disable_ipv6", unix.W_OK); err == nil {
 		if err := os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0); err == nil {
 			rules, _ := ParseRule("[::1]:0:22")
