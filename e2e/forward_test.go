@@ -16,7 +16,6 @@ import (
 
 	"github.com/vmnetd/vmnetd/backend/control"
 	"github.com/vmnetd/vmnetd/e2e/traffic"
-	"github.com/vmnetd/vmnetd/portforward"
 )
 
 // forward adds rules while the daemon runs, and takes them away with the test.
@@ -128,7 +127,12 @@ func testForwards(t *testing.T, b *bench) {
 	if _, errs, code := b.cli("forward", "add", fmt.Sprintf("%d:alpha:%d", f[0].Rule.HostPort, port)); code == 0 || !strings.Contains(errs, strconv.Itoa(int(f[0].Rule.HostPort))) {
 		t.Errorf("a clash: exit status %d, %q", code, errs)
 	}
-	list := ask[[]portforward.Status](t, b.daemon, "forward", "ls")
+	list := ask[[]struct {
+		ID       string
+		Accepted uint64
+		ToGuest  uint64 `json:"bytes_to_guest"`
+		ToClient uint64 `json:"bytes_to_client"`
+	}](t, b.daemon, "forward", "ls")
 	found := false
 	for _, s := range list {
 		found = found || s.ID == f[0].ID && s.Accepted == 1 && s.ToGuest == 5 && s.ToClient == 5

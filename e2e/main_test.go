@@ -110,8 +110,14 @@ func needQEMU(t *testing.T) {
 	vm.Need(t)
 }
 
-// vmnetd builds the daemon, once a run; with VMNETD_E2E_RACE=1 it has the race detector in it.
-var vmnetd = sync.OnceValues(func() (string, error) { return build("vmnetd", os.Getenv("VMNETD_E2E_RACE") == "1") })
+// race puts the race detector into daemons.
+var race = os.Getenv("VMNETD_E2E_RACE") == "1"
+
+// vmnetd builds the program, once a run. The commands that ask are always without the race detector, which makes each
+// of them wait a second for its end.
+var vmnetd = sync.OnceValues(func() (string, error) { return build("vmnetd", false) })
+
+var vmnetdRace = sync.OnceValues(func() (string, error) { return build("vmnetd-race", true) })
 
 func build(name string, race bool) (string, error) {
 	out := filepath.Join(base, name)
@@ -128,7 +134,11 @@ func build(name string, race bool) (string, error) {
 
 func mustBinary(t *testing.T) string {
 	t.Helper()
-	b, err := vmnetd()
+	which := vmnetd
+	if race {
+		which = vmnetdRace
+	}
+	b, err := which()
 	if err != nil {
 		t.Fatal(err)
 	}
