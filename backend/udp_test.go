@@ -144,10 +144,14 @@ func TestUDPEvictsTheLeastRecentlyUsed(t *testing.T) {
 
 // Fifty thousand flows of one packet end with the table at its cap, and after Close no descriptor is left.
 func TestUDPFiftyThousandFlows(t *testing.T) {
-	for _, c := range carriers {
+	for i, c := range carriers {
 		t.Run(c.name, func(t *testing.T) {
-			const count, limit = 50_000, 512
-			f := families[0]
+			const limit = 512
+			count := 50_000
+			if c.name == "plain" {
+				count = 5_000 // the same code but for the loop's
+			}
+			f := families[i] // one of each
 			var before int
 			t.Run("", func(t *testing.T) { // its cleanups run before the descriptors are counted
 				h, dst := f.udp(t)
@@ -164,7 +168,7 @@ func TestUDPFiftyThousandFlows(t *testing.T) {
 				hop := g.GatewayMAC(t)
 				frame := g.Via(hop, dst.Addr(), UDP{SrcPort: 1, DstPort: dst.Port(), NoChecksum: true}, Payload("x"))
 				for i := range count {
-					g.Send(Patch(frame, 14+20, byte((i+1024)>>8), byte(i+1024)))
+					g.Send(Patch(frame, len(frame)-9, byte((i+1024)>>8), byte(i+1024)))
 					if i%1000 == 0 {
 						g.Sync(t)
 					}
@@ -174,7 +178,7 @@ func TestUDPFiftyThousandFlows(t *testing.T) {
 					t.Errorf("%d flows, want the limit of %d", got, limit)
 				}
 				// The port space wraps once below 50,000+1024, so every flow was a new one.
-				if got := n.Flows().Opened(); got != count {
+				if got := n.Flows().Opened(); got != uint64(count) {
 					t.Errorf("%d flows were opened, want %d", got, count)
 				}
 				if got := descriptors(t); got > before+limit+16 {

@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -191,6 +193,8 @@ type UDPConn struct {
 	c  *gonet.UDPConn
 	ep tcpip.Endpoint
 	wq *waiter.Queue
+
+	deadline atomic.Pointer[time.Time]
 }
 
 // ListenUDP opens a UDP socket on src: an unspecified address is any, port 0 picks one.
@@ -256,18 +260,42 @@ func (c *UDPConn) Write(b []byte) (int, error) {
 	return n, named(err)
 }
 
-// ReadFrom waits for a datagram.
+// ReadFrom waits for a datagram, or for news of the socket's peer.
 func (c *UDPConn) ReadFrom(b []byte) (int, netip.AddrPort, error) {
-	n, a, err := c.c.ReadFrom(b)
-	if err != nil {
-		return 0, netip.AddrPort{}, named(err)
+	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventErr | waiter.EventHUp) // gonet's own waits for no errors
+	c.wq.EventRegister(&entry)
+	defer c.wq.EventUnregister(&entry)
+	var late <-chan time.Time
+	if d := c.deadline.Load(); d != nil && !d.IsZero() {
+		t := time.NewTimer(time.Until(*d))
+		defer t.Stop()
+		late = t.C
 	}
-	ap := a.(*net.UDPAddr).AddrPort()
-	return n, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
+	for {
+		w := tcpip.SliceWriter(b)
+		res, err := c.ep.Read(&w, tcpip.ReadOptions{NeedRemoteAddr: true})
+		switch err.(type) {
+		case nil:
+			return res.Count, toAddrPort(res.RemoteAddr), nil
+		case *tcpip.ErrWouldBlock:
+		case *tcpip.ErrClosedForReceive:
+			return 0, netip.AddrPort{}, net.ErrClosed
+		default:
+			return 0, netip.AddrPort{}, stackErr("read", "udp", c.LocalAddr(), err)
+		}
+		select {
+		case <-ready:
+		case <-late:
+			return 0, netip.AddrPort{}, os.ErrDeadlineExceeded
+		}
+	}
 }
 
-// SetReadDeadline bounds ReadFrom.
-func (c *UDPConn) SetReadDeadline(t time.Time) error { return c.c.SetReadDeadline(t) }
+// SetReadDeadline bounds the calls of ReadFrom that come after it.
+func (c *UDPConn) SetReadDeadline(t time.Time) error {
+	c.deadline.Store(&t)
+	return nil
+}
 
 // Close frees the port.
 func (c *UDPConn) Close() error { return c.c.Close() }
