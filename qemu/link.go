@@ -57,6 +57,7 @@ func (s *stream) ReadFrames(b *link.Batch) error {
 		return err
 	}
 	for {
+		b.Next() // there is no frame: a peer that sends only what is passed over must not make it grow
 		n, err := s.read(b.Space(0))
 		if n > 0 {
 			b.Wrote(n)
