@@ -22,6 +22,10 @@ const (
 	ackTurns = 4
 )
 
+// onlyTimestamps is how the options of a header of 32 bytes begin that has them alone: NOP, NOP, 8, 10 (RFC 7323
+// appendix A).
+const onlyTimestamps = 0x0101080a
+
 // ackHold is the loop's.
 type ackHold struct {
 	slots [ackSlots]heldACK
@@ -43,8 +47,9 @@ func (h *ackHold) pass(pkt *stack.PacketBuffer, send func(*stack.PacketBuffer)) 
 	}
 	s := &h.slots[(uint32(t[0])^uint32(t[1])^uint32(t[2])^uint32(t[3]))%ackSlots]
 	ack := binary.BigEndian.Uint32(t[8:])
-	// SACK blocks and the like make a header longer than 20 bytes, or 32 with timestamps: never kept.
-	pure := pkt.Data().Size() == 0 && t[13] == uint8(header.TCPFlagAck) && (len(t) == header.TCPMinimumSize || len(t) == 32)
+	// With options other than timestamps, SACK blocks that is, it is never kept.
+	pure := pkt.Data().Size() == 0 && t[13] == uint8(header.TCPFlagAck) &&
+		(len(t) == header.TCPMinimumSize || len(t) == 32 && binary.BigEndian.Uint32(t[20:]) == onlyTimestamps)
 	switch {
 	case s.pkt == nil:
 		if pure {

@@ -124,9 +124,9 @@ func (s *groSlot) join(t []byte, hl, th int, seq uint32, size int) bool {
 	}
 	if size == 0 {
 		// A newer ACK replaces an older one. Equal ones stay apart: duplicates are counted (RFC 5681). So do those
-		// with SACK blocks; with timestamps alone the options are NOP, NOP, 8, 10.
+		// with SACK blocks.
 		newer := int32(binary.BigEndian.Uint32(t[8:]) - binary.BigEndian.Uint32(mine[8:]))
-		if s.size > 0 || newer <= 0 || th > header.TCPMinimumSize && (th != 32 || binary.BigEndian.Uint32(t[20:]) != 0x0101080a) {
+		if s.size > 0 || newer <= 0 || th > header.TCPMinimumSize && (th != 32 || binary.BigEndian.Uint32(t[20:]) != onlyTimestamps) {
 			return false
 		}
 		copy(mine, t[:th])

@@ -16,6 +16,10 @@ import (
 // a single stream never loses a segment here; with many streams their loss tells them to share.
 const queueLimit = 2 * tcpBuffer
 
+// othersLimit is how much of it other guests' frames may take: less than holdAbove, from which on conversations with
+// the host are held back, so that no guest can hold another's. 1 MiB is what QEMU's socket holds, once more.
+const othersLimit = queueLimit / 8
+
 // itemCost is counted for each item besides its bytes, so that a queue of tiny frames is bounded as well: about what
 // a packet buffer and its views take.
 const itemCost = 512
@@ -24,6 +28,8 @@ type item struct {
 	pkt  *stack.PacketBuffer // from the stack, to be split; or
 	raw  link.Frame          // ready
 	size int
+
+	other bool // from another guest
 }
 
 func (i item) release() {
@@ -36,7 +42,8 @@ type queue struct {
 	dropped func() // counts one
 	notify  func() // if not nil: tells the taker instead of wake
 
-	bytes atomic.Int64 // waiting or being written
+	bytes  atomic.Int64 // waiting or being written
+	others atomic.Int64 // of them, from other guests
 
 	mu     sync.Mutex
 	wake   sync.Cond // on mu
@@ -54,7 +61,7 @@ func newQueue(dropped func()) *queue {
 func (q *queue) push(i item) {
 	i.size += itemCost
 	q.mu.Lock()
-	if q.closed || q.bytes.Load()+int64(i.size) > queueLimit {
+	if q.closed || q.bytes.Load()+int64(i.size) > queueLimit || i.other && q.others.Load()+int64(i.size) > othersLimit {
 		closed := q.closed
 		q.mu.Unlock()
 		i.release()
@@ -64,6 +71,9 @@ func (q *queue) push(i item) {
 		return
 	}
 	q.bytes.Add(int64(i.size))
+	if i.other {
+		q.others.Add(int64(i.size))
+	}
 	q.items = append(q.items, i)
 	first := len(q.items) == 1
 	if first && q.notify == nil {
@@ -111,13 +121,17 @@ func (q *queue) waiting() bool {
 
 // done says that items have left.
 func (q *queue) done(items []item) {
-	n := 0
+	n, others := 0, 0
 	for i := range items {
 		n += items[i].size
+		if items[i].other {
+			others += items[i].size
+		}
 		items[i].release()
 		items[i] = item{}
 	}
 	q.bytes.Add(int64(-n))
+	q.others.Add(int64(-others))
 }
 
 // close drops what waits and whatever comes.

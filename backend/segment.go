@@ -287,7 +287,7 @@ func (s *segment) flood(p *port, b *link.Batch, f link.Span) {
 	i := copied(b, f)
 	for _, q := range s.ports {
 		if q != p {
-			q.queue.push(item{raw: link.Frame{Head: append([]byte(nil), i.raw.Head...)}, size: i.size})
+			q.queue.push(item{raw: link.Frame{Head: append([]byte(nil), i.raw.Head...)}, size: i.size, other: true})
 		}
 	}
 }
@@ -299,5 +299,5 @@ func copied(b *link.Batch, f link.Span) item {
 	if len(head) < link.Headroom+minEthernet {
 		head = head[:link.Headroom+minEthernet]
 	}
-	return item{raw: link.Frame{Head: head}, size: len(head)}
+	return item{raw: link.Frame{Head: head}, size: len(head), other: true}
 }

@@ -91,6 +91,8 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 		s.views = append(s.views, p[skip:])
 		skip = 0
 	}
+	// What a host peer trickled while the guest took nothing lies in as many pieces as it came in.
+	crumbs := len(s.views)*copyPayload > size
 	mss := size
 	if g := pkt.GSOOptions; g.Type != stack.GSONone && g.MSS > 0 && int(g.MSS) < size {
 		mss = int(g.MSS)
@@ -111,7 +113,7 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 	for done, first := 0, true; first || done < size; first = false {
 		n := min(mss, size-done)
 		hdr := ethLen + len(nh) + len(th)
-		inline := n <= copyPayload
+		inline := crumbs || n <= copyPayload
 		want := hdr
 		if inline {
 			want = max(hdr+n, minEthernet)
