@@ -85,21 +85,28 @@ func (n *Network) goes(f func()) {
 	go func() { defer n.wg.Done(); f() }()
 }
 
+// saveEvery is how much of the leases' history a crash may lose. Nothing is written while they do not change.
+const saveEvery = time.Second
+
 // tend does what is due from time to time: idle UDP, leases that ran out, the state file.
 func (n *Network) tend() {
 	t := time.NewTicker(udpSweep)
 	defer t.Stop()
+	save := time.NewTicker(saveEvery)
+	defer save.Stop()
 	for {
 		select {
 		case <-n.ctx.Done():
 			return
+		case <-save.C:
+			n.save()
+			continue
 		case <-t.C:
 		}
 		for _, p := range n.seg.all() {
 			p.udp.sweep()
 		}
 		n.dhcp.Sweep()
-		n.save()
 	}
 }
 

@@ -4,9 +4,13 @@ package link
 // times, and gVisor's largest pooled view is as large.
 const ChunkSize = 64 << 10
 
-// readAhead is how many chunks a Batch offers to one read. Four drain a socket buffer of 256 KiB in one system call;
-// more gained nothing where it was measured.
+// readAhead is how many chunks a Batch offers to one read while reads fill what they are offered. Four drain a socket
+// buffer of 256 KiB in one system call; more gained nothing where it was measured.
 const readAhead = 4
+
+// calmReads is how many reads that one chunk would have held make a Batch let go of the others: a guest with little to
+// say costs 64 KiB, and a stream's odd short read none of its pace.
+const calmReads = 256
 
 // Chunk is a piece of a Batch's memory.
 type Chunk struct {
@@ -32,6 +36,9 @@ type Batch struct {
 	Free  func(Chunk)
 
 	chunks []Chunk
+	ahead  int // chunks offered to the next read
+	calm   int // reads in a row that needed one only
+	space  int // bytes offered to the last one
 	parsed int // first byte not yet in a frame, counted from the start of chunks[0]
 	filled int // first free byte, counted likewise
 	iov    [][]byte
@@ -52,9 +59,8 @@ func (s Span) Upto(n int) Span { return Span{s.off, n} }
 // Space returns free memory that follows what was written, at least min bytes, in pieces that are logically one.
 // It is valid until the next call of another method.
 func (b *Batch) Space(min int) [][]byte {
-	if min < readAhead*ChunkSize {
-		min = readAhead * ChunkSize
-	}
+	b.ahead = max(b.ahead, 1)
+	min = max(min, b.ahead*ChunkSize)
 	for len(b.chunks)*ChunkSize-b.filled < min {
 		b.chunks = append(b.chunks, b.alloc())
 	}
@@ -67,11 +73,22 @@ func (b *Batch) Space(min int) [][]byte {
 		}
 		b.iov = append(b.iov, m)
 	}
+	b.space = len(b.chunks)*ChunkSize - b.filled
 	return b.iov
 }
 
 // Wrote says that the first n bytes of Space hold data now.
-func (b *Batch) Wrote(n int) { b.filled += n }
+func (b *Batch) Wrote(n int) {
+	b.filled += n
+	switch {
+	case n == b.space:
+		b.ahead, b.calm = min(2*b.ahead, readAhead), 0
+	case n > ChunkSize:
+		b.calm = 0
+	default:
+		b.calm++
+	}
+}
 
 // Append copies p behind what was written.
 func (b *Batch) Append(p []byte) {
@@ -150,6 +167,13 @@ func (b *Batch) Next() {
 	}
 	if b.parsed == b.filled && len(b.chunks) > 0 && !b.chunks[0].Kept {
 		b.parsed, b.filled = 0, 0 // small traffic stays in one warm chunk
+		if b.calm >= calmReads && len(b.chunks) > 1 {
+			for _, c := range b.chunks[1:] {
+				b.free(c)
+			}
+			clear(b.chunks[1:])
+			b.chunks, b.ahead = b.chunks[:1], 1
+		}
 	}
 }
 
