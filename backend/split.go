@@ -21,8 +21,10 @@ const (
 	// copyPayload is up to which size payload goes into the header's piece: one copy costs less than one more piece
 	// for the system call to walk.
 	copyPayload = 512
-	// arenaSize holds the headers of a full batch: 512 frames of at most 16+14+60+60 bytes.
-	arenaSize = 128 << 10
+	// arenaSize holds the headers of a full batch: 512 frames of at most 16+14+60+60 bytes. A quiet guest has
+	// arenaLeast, and it doubles when it was too small.
+	arenaSize  = 128 << 10
+	arenaLeast = 4 << 10
 )
 
 // splitter makes frames from packets. Frames are valid until reset.
@@ -35,9 +37,6 @@ type splitter struct {
 }
 
 func (s *splitter) reset() {
-	if cap(s.arena) == 0 {
-		s.arena = make([]byte, 0, arenaSize)
-	}
 	s.arena = s.arena[:0]
 	clear(s.frames)
 	s.frames = s.frames[:0]
@@ -50,7 +49,7 @@ func (s *splitter) reset() {
 func (s *splitter) head(n int) []byte {
 	n += link.Headroom
 	if len(s.arena)+n > cap(s.arena) {
-		s.arena = make([]byte, 0, max(arenaSize, n))
+		s.arena = make([]byte, 0, max(min(2*cap(s.arena), arenaSize), n, arenaLeast))
 	}
 	o := len(s.arena)
 	s.arena = s.arena[:o+n]
