@@ -43,7 +43,7 @@ func main() {
 	vmnetd := flag.String("vmnetd", "bin/vmnetd", "the vmnetd `binary`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := show(ctx, *vmnetd)
+	err := show(ctx, os.Stdout, *vmnetd)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "\ndemo:", err)
@@ -53,6 +53,7 @@ func main() {
 
 // demo is the run: what there is, and what came of each step.
 type demo struct {
+	out    io.Writer
 	began  time.Time
 	dir    string
 	vmnetd string
@@ -65,8 +66,8 @@ type step struct {
 	err       error
 }
 
-func show(ctx context.Context, vmnetd string) error {
-	d := &demo{began: time.Now()}
+func show(ctx context.Context, out io.Writer, vmnetd string) error {
+	d := &demo{out: out, began: time.Now()}
 	var err error
 	if d.vmnetd, err = filepath.Abs(vmnetd); err != nil {
 		return err
@@ -106,7 +107,7 @@ func show(ctx context.Context, vmnetd string) error {
 
 // say prints one line of what goes on.
 func (d *demo) say(format string, args ...any) {
-	fmt.Printf("%6.1fs  %s\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Fprintf(d.out, "%6.1fs  %s\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // slowly calls f and says what is waited for once it has taken a second.
@@ -455,25 +456,25 @@ func (d *demo) ask(ctx context.Context, v any, args ...string) error {
 // summary prints the table and returns what did not happen.
 func (d *demo) summary(ctx context.Context, table string) error {
 	var missing []string
-	fmt.Println()
+	fmt.Fprintln(d.out)
 	for _, s := range d.steps {
 		mark, got := "ok  ", s.got
 		if s.err != nil {
 			mark, missing = "FAIL", append(missing, s.name)
 			got, _, _ = strings.Cut(s.err.Error(), "\n")
 		}
-		fmt.Printf("  %s  %-28s  %s\n", mark, s.name, got)
+		fmt.Fprintf(d.out, "  %s  %-28s  %s\n", mark, s.name, got)
 	}
 	if table != "" {
-		fmt.Printf("\n$ vmnetd flows ls\n%s", table)
+		fmt.Fprintf(d.out, "\n$ vmnetd flows ls\n%s", table)
 	}
 	if ctx.Err() != nil {
 		return errors.New("interrupted")
 	}
 	if len(missing) > 0 {
-		fmt.Fprintln(os.Stderr, "\n"+d.guest.Console())
+		fmt.Fprintf(d.out, "\n%s\n", d.guest.Console())
 		return fmt.Errorf("did not happen: %s", strings.Join(missing, ", "))
 	}
-	fmt.Printf("\nAll of it happened, in %.0f seconds.\n", time.Since(d.began).Seconds())
+	fmt.Fprintf(d.out, "\nAll of it happened, in %.0f seconds.\n", time.Since(d.began).Seconds())
 	return nil
 }

@@ -191,7 +191,6 @@ func (g *Guest) arguments(cfg Config) (args []string, files []*os.File, err erro
 		"-chardev", "file,id=console,path=" + escape(g.path("console")), "-serial", "chardev:console",
 		"-chardev", "socket,id=agent,server=off,path=" + escape(g.path("agent")),
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=vmnetd.agent",
-		"-qmp", "unix:" + escape(g.path("qmp")) + ",server=on,wait=off",
 		"-pidfile", g.path("pid"),
 	}
 	for i, n := range cfg.NICs {
