@@ -28,7 +28,7 @@ demo:
 test: check
 	@echo "go test -race ./..."
 	@if [ "$$(id -u)" = 0 ]; then CI=true; export CI; fi; \
-	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -race -p 1 -timeout 20m ./...
+	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -race -p 1 ./...
 
 check:
 	@sh e2e/deps.sh test
