@@ -227,7 +227,8 @@ type flowConn struct {
 	loop *loop // of the guest, or nil
 
 	mu    sync.Mutex
-	ended bool // by the table
+	ended bool               // by the table
+	stop  func(flows.Reason) // ends it where the loop carries it: Conn is then the loop's alone
 }
 
 func (c *flowConn) start(conn net.Conn, f *flows.Flow) {
@@ -243,11 +244,12 @@ func (c *flowConn) start(conn net.Conn, f *flows.Flow) {
 // end is called by the flow table.
 func (c *flowConn) end() {
 	c.mu.Lock()
-	conn := c.Conn
+	defer c.mu.Unlock()
 	c.ended = true
-	c.mu.Unlock()
-	if conn != nil {
-		abort(conn)
+	if c.stop != nil {
+		c.stop(flows.ReasonReset)
+	} else if c.Conn != nil {
+		abort(c.Conn)
 	}
 }
 
@@ -274,16 +276,27 @@ func (c *flowConn) Write(b []byte) (int, error) {
 
 // Carry implements portforward.Carrier: where the guest has a loop, host's descriptor goes on it.
 func (c *flowConn) Carry(host net.Conn, toGuest, toHost *atomic.Int64) (error, bool) {
+	c.mu.Lock()
 	t, ok := c.Conn.(*tcpConn)
-	if !ok || c.loop == nil {
+	if !ok || c.loop == nil || c.ended {
+		c.mu.Unlock()
 		return nil, false
 	}
 	fd, ok := takeDescriptor(host)
 	if !ok {
+		c.mu.Unlock()
 		return nil, false
 	}
+	over := make(chan error, 1)
+	c.stop = c.loop.carry(fd, t, c.flow, toGuest, toHost, func(err error) { over <- err })
+	gone := c.stop == nil
+	c.mu.Unlock()
 	host.Close() // the loop has its own
-	return c.loop.carry(fd, t, c.flow, toGuest, toHost), true
+	if gone {
+		c.Conn.Close()
+		return net.ErrClosed, true
+	}
+	return <-over, true
 }
 
 // CloseWrite ends this half, where the conversation has halves.
@@ -298,11 +311,17 @@ func (c *flowConn) CloseWrite() error {
 // Abort ends the conversation with a reset.
 func (c *flowConn) Abort() error {
 	c.flow.End(flows.ReasonReset)
-	abort(c.Conn)
+	c.end()
 	return nil
 }
 
 func (c *flowConn) Close() error {
 	c.flow.End(flows.ReasonClosed)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stop != nil {
+		c.stop(flows.ReasonReset)
+		return nil
+	}
 	return c.Conn.Close()
 }

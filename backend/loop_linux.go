@@ -24,6 +24,7 @@ import (
 
 	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/backend/link"
+	"github.com/vmnetd/vmnetd/flows"
 )
 
 const (
@@ -32,6 +33,10 @@ const (
 	// holdAbove is how many bytes may wait for the guest before host sockets are left unread, so that their peers
 	// are held back by TCP instead of the queue by drops.
 	holdAbove = queueLimit / 4
+
+	// flushMost is how many bytes are written to the guest in one turn, after which its own frames are read again: other
+	// guests could else keep the loop writing. Twice what is cut at once, so that batches stay whole.
+	flushMost = 2 * mostAtOnce
 
 	// spinTime is how long the loop looks for the next event before it sleeps. An answer from the same machine comes
 	// within it, and being woken costs as much again. Only small exchanges are worth it (spinBelow), and a guest
@@ -66,14 +71,17 @@ type loop struct {
 	unused  []int32
 	wantOut bool // the guest's socket is full
 
-	ready   []*stream   // to be moved
-	held    []*stream   // not read, since the guest's queue is long
-	dialing list.List   // streams that wait for the far side, oldest first
+	ready   []*stream // to be moved
+	held    []*stream // not read, since the guest's queue is long
+	dialing list.List // streams that wait for the far side, oldest first
+	leaving map[*stream]struct{}
+	open    int         // streams that have buffers
 	timer   *time.Timer // wakes the loop when the first of them has waited long enough
 
 	taken     []item // from the queue
 	spare     []item // the slice before it, for the queue to fill
 	at        int    // the first of taken that is not cut to frames
+	flushed   int    // bytes of them in this turn
 	batch     []item // of them, those that the splitter's frames were cut from
 	next      int    // the first of its frames that is not written
 	writing   bool   // there are such frames
@@ -109,8 +117,8 @@ func newLoop(p *port) (*loop, error) {
 	if !ok {
 		return nil, nil
 	}
-	l := &loop{p: p, link: pl, hosts: hosts, ep: -1, wakeup: -1}
-	l.timer = time.AfterFunc(dialTime, l.wake)
+	l := &loop{p: p, link: pl, hosts: hosts, ep: -1, wakeup: -1, leaving: make(map[*stream]struct{})}
+	l.timer = time.AfterFunc(dialTime, func() { l.post(func() {}) }) // not wake, which says nothing to a loop that is about to sleep
 	l.timer.Stop()
 	var err error
 	if l.ep, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -280,7 +288,7 @@ func (l *loop) run() error {
 
 // wait collects events, and sleeps until there are some unless there is work without.
 func (l *loop) wait() (int, error) {
-	if len(l.ready) > 0 {
+	if len(l.ready) > 0 || l.flushed >= flushMost {
 		return l.epollNow()
 	}
 	runtime.Gosched() // what the stack has still to do is cheaper done now than by being woken for it
@@ -385,6 +393,7 @@ func (l *loop) runPosted() {
 	fs := l.posted
 	l.posted = nil
 	l.ready = append(l.ready, l.woken...)
+	clear(l.woken) // what is over need not be kept
 	l.woken = l.woken[:0]
 	l.mu.Unlock()
 	for _, f := range fs {
@@ -405,10 +414,10 @@ func (l *loop) moveReady() {
 	}
 }
 
-// flush writes what waits for the guest, until nothing does or its socket is full.
+// flush writes what waits for the guest, until nothing does, its socket is full, or the others have their turn.
 func (l *loop) flush() error {
 	p := l.p
-	for {
+	for l.flushed = 0; l.flushed < flushMost; {
 		if !l.writing {
 			if l.at == len(l.taken) {
 				if l.taken != nil {
@@ -425,6 +434,7 @@ func (l *loop) flush() error {
 			return err
 		}
 	}
+	return nil
 }
 
 // write writes the splitter's frames, as far as the guest's socket takes them.
@@ -457,6 +467,7 @@ func (l *loop) compose() {
 	n := 0
 	for size := 0; n < len(rest) && size < mostAtOnce; n++ {
 		size += rest[n].size
+		l.flushed += rest[n].size
 		if pkt := rest[n].pkt; pkt != nil {
 			l.acks.pass(pkt, p.cut)
 		} else {
@@ -492,6 +503,9 @@ func (l *loop) end() {
 		if on := l.watched[i].on; on != nil && i > linkIndex {
 			on(watchedEnds)
 		}
+	}
+	for s := range l.leaving {
+		s.abort(flows.ReasonGuestGone)
 	}
 	l.p.queue.done(l.batch)
 	l.p.queue.done(l.taken[l.at:])

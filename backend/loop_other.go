@@ -20,7 +20,9 @@ func newLoop(*port) (*loop, error) { return nil, nil }
 func (*loop) run() error { return nil }
 func (*loop) wake()      {}
 
-func (*loop) carry(int, *tcpConn, *flows.Flow, *atomic.Int64, *atomic.Int64) error { return nil }
+func (*loop) carry(int, *tcpConn, *flows.Flow, *atomic.Int64, *atomic.Int64, func(error)) func(flows.Reason) {
+	return nil
+}
 
 func takeDescriptor(net.Conn) (int, bool) { return -1, false }
 

@@ -119,6 +119,9 @@ func (p *port) run() error {
 	p.net.flows.EndGuest(p.id, flows.ReasonGuestGone)
 	p.udp.close()
 	p.stack.Close()
+	for !p.tcp.close() {
+		time.Sleep(time.Millisecond) // about what a goroutine takes to get from its start into the stack
+	}
 	p.wg.Wait()
 	p.stack.Wait()
 	p.batch.Release()

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/vmnetd/vmnetd/backend/egress"
@@ -37,7 +38,16 @@ const (
 	streamDialing streamState = iota // the far side has not answered
 	streamShaking                    // it has; the guest's handshake is going on
 	streamOpen
+	streamLeaving // both sides have ended; the guest has not taken everything yet
 	streamClosed
+)
+
+const (
+	// bufferBudget is how much a guest's conversations may hold in their buffers each way before later ones get less
+	// than tcpBuffer: sixteen of them at full speed.
+	bufferBudget = 16 * tcpBuffer
+	// bufferLeast is the least that one gets, a window (half of it) of one segment at the largest MTU.
+	bufferLeast = 128 << 10
 )
 
 type stream struct {
@@ -49,6 +59,7 @@ type stream struct {
 	// Of the dial:
 	id   stack.TransportEndpointID
 	syn  *stack.PacketBuffer
+	dial *dial
 	elem *list.Element
 
 	fd      int
@@ -82,10 +93,10 @@ func (l *loop) openStream(id stack.TransportEndpointID, pkt *stack.PacketBuffer,
 	to := n.translate(q.Dst)
 	fd, err := l.hosts.Connect(egress.TCPNetwork(to.Addr()), to)
 	if err == nil {
-		s.fd = fd
-		s.index, err = l.watch(fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, s.event)
+		err = s.watch(fd)
 	}
-	p.tcp.hold(id, &dial{accept: s.accepted, fail: func() { l.post(func() { s.abort(flows.ReasonTimeout) }) }})
+	s.dial = &dial{accept: s.accepted, fail: func() { l.post(func() { s.abort(flows.ReasonTimeout) }) }}
+	p.tcp.hold(id, s.dial)
 	s.elem = l.dialing.PushBack(s)
 	if l.dialing.Len() == 1 {
 		l.timer.Reset(dialTime)
@@ -97,14 +108,13 @@ func (l *loop) openStream(id stack.TransportEndpointID, pkt *stack.PacketBuffer,
 }
 
 // carry moves the bytes of a conversation that the host opened: guest is its end in the stack, fd the host's socket,
-// which it takes over. It waits until the stream is over. Anybody may call it.
-func (l *loop) carry(fd int, guest *tcpConn, f *flows.Flow, toGuest, toHost *atomic.Int64) error {
-	done := make(chan error, 1)
-	s := &stream{l: l, flow: f, state: streamShaking, fd: fd, index: -1, ep: guest.ep, wq: guest.wq,
-		toGuest: toGuest, toHost: toHost, over: func(err error) { done <- err }}
+// which it takes over. over is told how it ended. Nobody else may touch guest from then on, since bytes are written
+// from where they lie in it: stop ends the conversation. Anybody may call both. nil says that the loop has ended.
+func (l *loop) carry(fd int, guest *tcpConn, f *flows.Flow, toGuest, toHost *atomic.Int64, over func(error)) (stop func(flows.Reason)) {
+	s := &stream{l: l, flow: f, state: streamShaking, fd: -1, index: -1, ep: guest.ep, wq: guest.wq,
+		toGuest: toGuest, toHost: toHost, over: over}
 	if !l.post(func() {
-		var err error
-		if s.index, err = l.watch(fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, s.event); err != nil {
+		if err := s.watch(fd); err != nil {
 			s.state = streamOpen
 			s.abort(flows.ReasonExhausted)
 			return
@@ -112,9 +122,18 @@ func (l *loop) carry(fd int, guest *tcpConn, f *flows.Flow, toGuest, toHost *ato
 		s.start()
 	}) {
 		unix.Close(fd)
-		return net.ErrClosed
+		return nil
 	}
-	return <-done
+	return func(r flows.Reason) { l.post(func() { s.abort(r) }) }
+}
+
+// watch has the loop wait for the host socket, which the stream takes over.
+func (s *stream) watch(fd int) (err error) {
+	s.fd = fd
+	// Urgent data stay where they are in the stream (RFC 6093 §6): reading would stop at them.
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	s.index, err = s.l.watch(fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, s.event)
+	return err
 }
 
 // event is told what the host socket is ready for.
@@ -149,7 +168,7 @@ func (s *stream) event(events uint32) {
 func (s *stream) connected() {
 	s.state = streamShaking
 	s.undial()
-	if !s.l.p.tcp.forward.HandlePacket(s.id, s.syn) {
+	if !s.l.p.tcp.shake(s.id, s.dial, s.syn) {
 		s.l.p.tcp.release(s.id)
 		s.abort(flows.ReasonReset)
 	}
@@ -203,6 +222,11 @@ func (s *stream) start() {
 	s.entry = waiter.NewFunctionEntry(waiter.EventIn|waiter.EventOut|waiter.EventErr|waiter.EventHUp|waiter.EventRdHUp, s.ring)
 	s.wq.EventRegister(&s.entry)
 	s.rings = true
+	s.l.open++
+	if n := max(bufferLeast, bufferBudget/s.l.open); n < tcpBuffer {
+		s.ep.SocketOptions().SetReceiveBufferSize(int64(n), true)
+		s.ep.SocketOptions().SetSendBufferSize(int64(n), true)
+	}
 	s.in = true
 	if !s.queued.Swap(true) {
 		s.l.ready = append(s.l.ready, s)
@@ -224,6 +248,10 @@ func (s *stream) ring(waiter.EventMask) {
 // move carries what can be carried both ways, and ends what is over.
 func (s *stream) move() {
 	s.queued.Store(false)
+	if s.state == streamLeaving {
+		s.leave()
+		return
+	}
 	if s.state != streamOpen {
 		return
 	}
@@ -248,9 +276,26 @@ func (s *stream) move() {
 		s.finish()
 		return
 	}
+	if s.cutOff() {
+		s.abort(flows.ReasonReset)
+		return
+	}
 	if again && !s.queued.Swap(true) {
 		s.l.ready = append(s.l.ready, s)
 	}
+}
+
+// cutOff says whether a side has broken off where nothing would be read that tells so: it had ended its half before, or
+// the far side takes nothing.
+func (s *stream) cutOff() bool {
+	if s.downDone && s.broken {
+		return true
+	}
+	if s.out && !s.upDone {
+		return false // moveUp reads on
+	}
+	st := tcp.EndpointState(s.ep.State())
+	return st == tcp.StateError || st == tcp.StateClose && !s.downDone // the latter after a FIN, where ours was to come
 }
 
 // moveUp carries bytes from the guest. It reports whether there may be more at once.
@@ -287,6 +332,7 @@ func (s *stream) moveUp() (more bool, err error) {
 		}
 		s.ep.Read(&discard{int(n)}, tcpip.ReadOptions{})
 		s.flow.Up.Add(int(n))
+		s.flow.Touch()
 		if s.toHost != nil {
 			s.toHost.Add(int64(n))
 		}
@@ -329,9 +375,9 @@ func (s *stream) moveDown() (more bool, err error) {
 				s.in = false
 				return false, nil
 			}
-			// A FIN and a reset both read as the end; only a read tells which.
+			// A FIN and a reset both look like the end; only a read tells which.
 			var b [1]byte
-			switch m, err := unix.Read(s.fd, b[:]); {
+			switch m, _, err := unix.Recvfrom(s.fd, b[:], unix.MSG_PEEK); {
 			case m == 0 && err == nil:
 				s.downDone = true
 				s.flow.SetState(flows.Closing)
@@ -343,11 +389,10 @@ func (s *stream) moveDown() (more bool, err error) {
 			case err != nil:
 				return false, err
 			default:
-				s.ep.Write(&oneByte{b[0]}, tcpip.WriteOptions{})
-				continue
+				n = 1 // behind a mark of urgent data, which TIOCINQ counts up to
 			}
 		}
-		w, terr := s.ep.Write(&hostBytes{fd: s.fd, left: int(n)}, tcpip.WriteOptions{Atomic: true})
+		w, terr := s.ep.Write(&hostBytes{fd: s.fd, left: min(int(n), turnBytes-moved)}, tcpip.WriteOptions{Atomic: true})
 		if terr != nil {
 			if _, full := terr.(*tcpip.ErrWouldBlock); full {
 				return false, nil // the endpoint rings when it has room
@@ -355,6 +400,7 @@ func (s *stream) moveDown() (more bool, err error) {
 			return false, stackError{terr}
 		}
 		s.flow.Down.Add(int(w))
+		s.flow.Touch()
 		if s.toGuest != nil {
 			s.toGuest.Add(w)
 		}
@@ -364,11 +410,27 @@ func (s *stream) moveDown() (more bool, err error) {
 	return true, nil
 }
 
-// finish closes both sides, which have both ended.
+// finish closes both sides, which have both ended. What the guest has not taken yet it still gets; until then the
+// conversation counts as one, else a guest that takes nothing could have any number of them.
 func (s *stream) finish() {
+	s.state = streamLeaving
+	s.l.leaving[s] = struct{}{}
+	s.dropHost()
+	s.ep.Close()
+	s.leave()
+}
+
+// leave ends the conversation once the guest has everything. The endpoint rings when it comes to that.
+func (s *stream) leave() {
+	switch tcp.EndpointState(s.ep.State()) {
+	case tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
+		return
+	case tcp.StateError:
+		s.abort(flows.ReasonReset)
+		return
+	}
 	s.state = streamClosed
 	s.unhook()
-	s.ep.Close()
 	s.flow.End(flows.ReasonClosed)
 	if s.over != nil {
 		s.over(nil)
@@ -390,11 +452,13 @@ func (s *stream) abort(r flows.Reason) {
 		s.undial()
 		s.l.p.tcp.release(s.id)
 	case streamShaking:
-		s.l.p.tcp.giveUp(s.id)
+		if s.dial != nil { // else the host opened it
+			s.l.p.tcp.giveUp(s.id, s.dial)
+		}
 	}
 	s.dropSYN()
 	s.unhook()
-	if was == streamOpen {
+	if was == streamOpen || was == streamLeaving {
 		s.ep.Abort()
 		s.ep.Close()
 	}
@@ -404,8 +468,8 @@ func (s *stream) abort(r flows.Reason) {
 	}
 }
 
-// unhook lets go of the host socket and of the endpoint's events.
-func (s *stream) unhook() {
+// dropHost closes the host socket.
+func (s *stream) dropHost() {
 	if s.index >= 0 {
 		s.l.forget(s.index)
 		s.index = -1
@@ -414,9 +478,16 @@ func (s *stream) unhook() {
 		unix.Close(s.fd)
 		s.fd = -1
 	}
+}
+
+// unhook lets go of the host socket and of the endpoint's events.
+func (s *stream) unhook() {
+	s.dropHost()
+	delete(s.l.leaving, s)
 	if s.rings {
 		s.wq.EventUnregister(&s.entry)
 		s.rings = false
+		s.l.open--
 	}
 }
 
@@ -482,17 +553,6 @@ func (h *hostBytes) Read(b []byte) (int, error) {
 		h.left -= int(n)
 		return int(n), nil
 	}
-}
-
-type oneByte struct{ b byte }
-
-func (o *oneByte) Len() int { return 1 }
-func (o *oneByte) Read(b []byte) (int, error) {
-	if len(b) == 0 {
-		return 0, nil
-	}
-	b[0] = o.b
-	return 1, nil
 }
 
 // takeDescriptor returns a descriptor of c's own socket for the loop, which does not block.

@@ -7,6 +7,7 @@ package backend
 import (
 	"context"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"sync"
@@ -27,9 +28,8 @@ type tcpSide struct {
 	forward *tcp.Forwarder
 
 	mu      sync.Mutex
-	pending map[stack.TransportEndpointID]*dial // SYNs that have no answer yet
-	shaking map[stack.TransportEndpointID]bool  // those that the stack shakes hands for
-	dns     int                                 // those of pending that go to the resolver
+	pending map[stack.TransportEndpointID]*dial // SYNs that have no answer yet, and handshakes that go on
+	dns     int                                 // those of them that go to the resolver
 }
 
 // dial is a SYN on its way to an answer.
@@ -37,15 +37,18 @@ type dial struct {
 	accept func(*tcpConn) // takes the conversation over once the guest's handshake is done
 	fail   func()         // the handshake was not
 	dns    bool           // with the resolver here
+
+	// Under tcpSide.mu:
+	shaking bool // the forwarder has the SYN. The dial stays pending until its goroutine has ended
+	over    bool // it was given up meanwhile
 }
 
 func (t *tcpSide) init(p *port) {
 	t.port = p
 	t.pending = make(map[stack.TransportEndpointID]*dial)
-	t.shaking = make(map[stack.TransportEndpointID]bool)
-	// A SYN beyond the forwarder's bound would be forgotten silently; flows.Limits and the resolver's bound them first.
-	most := p.net.flows.Limits().Flows + dnsConns
-	t.forward = tcp.NewForwarder(p.stack, tcpBuffer, most, t.handshake)
+	// No bound of the forwarder's: it would forget a SYN silently. Each of its handshakes is pending here, and so
+	// bounded by flows.Limits and the resolver's.
+	t.forward = tcp.NewForwarder(p.stack, tcpBuffer, math.MaxInt, t.handshake)
 	p.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, t.fromGuest)
 }
 
@@ -92,7 +95,7 @@ func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 			t.answer(pkt, id, k)
 			return
 		}
-		evicted := context.AfterFunc(ctx, func() { abort(host); t.giveUp(id) })
+		evicted := context.AfterFunc(ctx, func() { abort(host); t.giveUp(id, d) })
 		d.accept = func(guest *tcpConn) {
 			defer cancel()
 			evicted()
@@ -106,7 +109,7 @@ func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 			abort(host)
 			f.End(flows.ReasonTimeout)
 		}
-		if ctx.Err() != nil || !t.forward.HandlePacket(id, pkt) {
+		if ctx.Err() != nil || !t.shake(id, d, pkt) {
 			t.release(id)
 			d.fail()
 		}
@@ -138,7 +141,10 @@ func (t *tcpSide) makeWay(kind uint16, ip []byte) {
 	}
 	id.RemotePort, id.LocalPort = seg.SourcePort(), seg.DestinationPort()
 	ep, ok := t.port.stack.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
-	if ok && tcp.EndpointState(ep.State()) == tcp.StateTimeWait {
+	if !ok || tcp.EndpointState(ep.State()) != tcp.StateTimeWait {
+		return
+	}
+	if n, _ := ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption); n == 0 { // else the far side has not taken it all yet
 		ep.Abort() // its RST acknowledges nothing of the new SYN's, so the guest passes over it (§3.10.7.3)
 	}
 }
@@ -163,59 +169,90 @@ func (t *tcpSide) release(id stack.TransportEndpointID) *dial {
 	return d
 }
 
+// shake has the stack complete the handshake for d, and ends in accept or fail. False: it will not.
+func (t *tcpSide) shake(id stack.TransportEndpointID, d *dial, pkt *stack.PacketBuffer) bool {
+	t.mu.Lock()
+	d.shaking = t.pending[id] == d
+	ok := d.shaking
+	t.mu.Unlock()
+	if !ok {
+		return false
+	}
+	t.port.wg.Add(1) // not by the goroutine: it may begin when the port has ended
+	if !t.forward.HandlePacket(id, pkt) {
+		t.port.wg.Done()
+		return false
+	}
+	return true
+}
+
 // giveUp ends the handshake with the guest for a conversation that is over before it began. Else the stack would go
 // on for two minutes, and a guest that never completes one would soon have no room for another.
-func (t *tcpSide) giveUp(id stack.TransportEndpointID) {
-	t.release(id)
+func (t *tcpSide) giveUp(id stack.TransportEndpointID, d *dial) {
 	t.mu.Lock()
-	shaking := t.shaking[id]
-	t.mu.Unlock()
-	if !shaking {
+	if t.pending[id] != d { // it was done before
+		t.mu.Unlock()
 		return
 	}
+	d.over = true
+	shaking := d.shaking
+	t.mu.Unlock()
+	if !shaking {
+		t.release(id)
+		return
+	}
+	t.cut(id)
+}
+
+// cut breaks off a handshake, if the stack has begun it.
+func (t *tcpSide) cut(id stack.TransportEndpointID) {
 	ep, ok := t.port.stack.FindTransportEndpoint(protoOf(toNetip(id.LocalAddress)), tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
 	if ok {
 		ep.Abort()
 	}
 }
 
+// close cuts the handshakes that go on when the port has ended, and reports whether nothing is pending any more. A
+// handshake may have begun just as the stack was closed, and can be cut once the stack knows it.
+func (t *tcpSide) close() bool {
+	t.mu.Lock()
+	var ids []stack.TransportEndpointID
+	for id, d := range t.pending {
+		d.over = true
+		ids = append(ids, id)
+	}
+	t.mu.Unlock()
+	for _, id := range ids {
+		t.cut(id)
+	}
+	return len(ids) == 0
+}
+
 // handshake completes what the guest's SYN began. The forwarder gives it a goroutine.
 func (t *tcpSide) handshake(r *tcp.ForwarderRequest) {
 	p := t.port
-	p.wg.Add(1)
 	defer p.wg.Done()
 	defer p.guard("conversation")
 	id := r.ID()
 	t.mu.Lock()
-	wanted := t.pending[id] != nil
-	t.shaking[id] = wanted
+	d := t.pending[id]
+	over := d.over
 	t.mu.Unlock()
-	if !wanted { // given up already
-		t.mu.Lock()
-		delete(t.shaking, id)
-		t.mu.Unlock()
+	if over {
 		r.Complete(true)
+		t.release(id)
+		d.fail()
 		return
 	}
 	var wq waiter.Queue
 	ep, err := r.CreateEndpoint(&wq)
-	t.mu.Lock()
-	delete(t.shaking, id)
-	t.mu.Unlock()
-	d := t.release(id)
-	r.Complete(false)
+	r.Complete(false) // before the dial is released: the forwarder passes over a SYN that it has already
+	t.release(id)
 	if err != nil {
-		if d != nil {
-			d.fail()
-		}
+		d.fail()
 		return
 	}
-	c := newTCPConn(&wq, ep)
-	if d == nil {
-		c.Abort()
-		return
-	}
-	d.accept(c)
+	d.accept(newTCPConn(&wq, ep))
 }
 
 // toDNS accepts a conversation with the resolver here.
@@ -228,7 +265,7 @@ func (t *tcpSide) toDNS(id stack.TransportEndpointID, pkt *stack.PacketBuffer) b
 		p.drop(flows.ReasonRateLimit)
 		return true
 	}
-	t.hold(id, &dial{
+	d := &dial{
 		dns: true,
 		accept: func(c *tcpConn) {
 			stop := context.AfterFunc(p.ctx, func() { c.Abort() })
@@ -237,8 +274,9 @@ func (t *tcpSide) toDNS(id stack.TransportEndpointID, pkt *stack.PacketBuffer) b
 			c.Close()
 		},
 		fail: func() {},
-	})
-	if !t.forward.HandlePacket(id, pkt) {
+	}
+	t.hold(id, d)
+	if !t.shake(id, d, pkt) {
 		t.release(id)
 	}
 	return true
