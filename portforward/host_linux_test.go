@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -371,4 +373,74 @@ func helpAddresses() error {
 		}
 	}
 	return nil
+}
+
+// talker is a guest that never stops sending and records how it was ended.
+type talker struct {
+	net.Conn // unused
+	mu       sync.Mutex
+	gone     bool
+	half     bool
+}
+
+func (c *talker) Read(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gone {
+		return 0, net.ErrClosed
+	}
+	return len(p), nil
+}
+
+func (c *talker) Write(p []byte) (int, error) { return len(p), nil }
+
+func (c *talker) CloseWrite() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.half = c.half || !c.gone
+	return nil
+}
+
+func (c *talker) Abort() error { return c.Close() }
+
+func (c *talker) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gone = true
+	return nil
+}
+
+// TestResetIsNoEnd: a client that resets while the guest sends to it is never
+// an end to the guest, whichever direction the system tells of the reset.
+func TestResetIsNoEnd(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for i := range 300 {
+		client, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		host, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		guest := &talker{}
+		done := make(chan error, 1)
+		go func() {
+			_, _, err := Relay(host, guest)
+			done <- err
+		}()
+		io.CopyN(io.Discard, client, 200_000)
+		client.(*net.TCPConn).SetLinger(0)
+		client.Close()
+		if err := <-done; err == nil {
+			t.Fatalf("try %d: no error", i)
+		}
+		if guest.half {
+			t.Fatalf("try %d: the guest was told of an end", i)
+		}
+	}
 }

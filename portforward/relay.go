@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 const (
@@ -70,14 +71,16 @@ func relay(a, b net.Conn, ab, ba *atomic.Int64) error {
 		abort(a)
 		abort(b)
 	}
+	// Which sides have been told that nothing more comes.
+	var endedA, endedB atomic.Bool
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := pump(a, b, ba); err != nil {
+		if err := pump(a, b, ba, &endedA, &endedB); err != nil {
 			fail(err)
 		}
 	}()
-	if err := pump(b, a, ab); err != nil {
+	if err := pump(b, a, ab, &endedB, &endedA); err != nil {
 		fail(err)
 	}
 	<-done
@@ -86,8 +89,9 @@ func relay(a, b net.Conn, ab, ba *atomic.Int64) error {
 	return first
 }
 
-// pump copies src to dst up to src's end and passes that on.
-func pump(dst, src net.Conn, n *atomic.Int64) error {
+// pump copies src to dst up to src's end and passes that on. endedDst and
+// endedSrc are set before the end is passed to that side.
+func pump(dst, src net.Conn, n *atomic.Int64, endedDst, endedSrc *atomic.Bool) error {
 	small := smallPool.Get().(*[smallBuf]byte)
 	var large *[largeBuf]byte
 	defer func() {
@@ -113,6 +117,12 @@ func pump(dst, src net.Conn, n *atomic.Int64) error {
 			}
 		}
 		if errors.Is(err, io.EOF) {
+			// The system reports a reset once. Where the other direction's
+			// write has it, this read sees an end.
+			if isClosed(src) && !endedSrc.Load() {
+				return syscall.ECONNRESET
+			}
+			endedDst.Store(true)
 			return closeWrite(dst)
 		}
 		if err != nil {

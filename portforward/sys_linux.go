@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -46,23 +47,44 @@ func ownerOnly(_, _ string, c syscall.RawConn) error {
 	return err
 }
 
+// isClosed says whether a TCP connection has ended both ways. For one that has
+// not been told to end its own, that is a reset: a mere FIN from the peer
+// leaves it half open.
+func isClosed(c net.Conn) bool {
+	tc, ok := c.(*net.TCPConn)
+	if !ok {
+		return false
+	}
+	is, err := polled(tc, unix.POLLHUP)
+	return is || err != nil // the other direction has aborted it already
+}
+
 // portOwner names the program that has a port, as far as this user may know.
 func portOwner(proto Proto, at netip.AddrPort) string {
-	inodes := make(map[string]bool)
+	// A port may also be taken by the near end of a connection; who listens is
+	// the likelier answer.
+	listening, others := make(map[string]bool), make(map[string]bool)
 	for _, table := range []string{string(proto), string(proto) + "6"} {
 		readTable("/proc/net/"+table, func(f []string) {
 			// sl local_address rem_address st … inode is the tenth
-			if len(f) < 10 || proto == TCP && f[3] != "0A" { // TCP_LISTEN
+			if len(f) < 10 {
 				return
 			}
 			a, ok := procAddr(f[1])
 			if ok && a.Port() == at.Port() &&
 				(a.Addr() == at.Addr().WithZone("") || a.Addr().IsUnspecified() || at.Addr().IsUnspecified()) {
-				inodes[f[9]] = true
+				if proto == TCP && f[3] != "0A" { // TCP_LISTEN
+					others[f[9]] = true
+				} else {
+					listening[f[9]] = true
+				}
 			}
 		})
 	}
-	return socketOwner(inodes)
+	if len(listening) == 0 {
+		return socketOwner(others)
+	}
+	return socketOwner(listening)
 }
 
 // pathOwner names the program that listens on a socket file.

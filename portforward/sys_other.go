@@ -3,6 +3,7 @@
 package portforward
 
 import (
+	"net"
 	"net/netip"
 	"runtime"
 	"syscall"
@@ -18,6 +19,10 @@ func privilegedHow(uint16) string { return "run the program as root" }
 // ownerOnly: only Linux makes the file with the socket's mode; elsewhere the
 // mode is set right after.
 func ownerOnly(_, _ string, _ syscall.RawConn) error { return nil }
+
+// isClosed: poll's POLLHUP means as much only on Linux. Elsewhere a guest may
+// see an end just before the reset.
+func isClosed(net.Conn) bool { return false }
 
 // Only Linux tells who has a socket without privileges.
 func portOwner(Proto, netip.AddrPort) string {

@@ -26,15 +26,21 @@ func hasReset(c net.Conn) bool {
 	if !ok {
 		return false
 	}
-	rc, err := sc.SyscallConn()
+	is, err := polled(sc, unix.POLLERR)
+	return err == nil && is
+}
+
+// polled asks poll for a condition that it reports unasked. The error is
+// net.ErrClosed for a connection that this side has closed.
+func polled(c syscall.Conn, what int16) (is bool, err error) {
+	rc, err := c.SyscallConn()
 	if err != nil {
-		return false
+		return false, err
 	}
-	reset := false
-	rc.Control(func(fd uintptr) {
+	err = rc.Control(func(fd uintptr) {
 		p := []unix.PollFd{{Fd: int32(fd)}}
 		n, err := unix.Poll(p, 0)
-		reset = err == nil && n > 0 && p[0].Revents&unix.POLLERR != 0
+		is = err == nil && n > 0 && p[0].Revents&what != 0
 	})
-	return reset
+	return is, err
 }

@@ -662,7 +662,7 @@ func TestAddErrors(t *testing.T) {
 	}{
 		{"clash", fmt.Sprintf("%d:80", have.HostPort), ErrClash, []string{have.String(), "remove that one first"}},
 		{"clash of a wildcard", fmt.Sprintf("0.0.0.0:%d:80", have.HostPort), ErrClash, []string{have.String()}},
-		{"clash within one string", "9:9,9:10", ErrPrivileged, nil}, // see below
+		{"clash within one string", fmt.Sprintf("%d:9,%[1]d:10", freeRange(t, 1)), ErrClash, []string{":9/tcp"}},
 		{"in use", fmt.Sprintf("%d:53/udp", udp), ErrInUse, []string{"in use by this program itself"}},
 		{"in use, wildcard", fmt.Sprintf("0.0.0.0:%d:53/udp", udp), ErrInUse, []string{"in use by this program itself"}},
 		{"no address", "192.0.2.1:0:22", ErrNoAddress, []string{"192.0.2.1 is not an address of this host (it has ", "127.0.0.1"}},
@@ -676,10 +676,6 @@ func TestAddErrors(t *testing.T) {
 			rules, err := ParseRule(c.in)
 			if err != nil {
 				t.Fatal(err)
-			}
-			if c.kind == ErrPrivileged {
-				rules[0].HostPort, rules[1].HostPort = have.HostPort+1, have.HostPort+1
-				c.kind = ErrClash
 			}
 			_, err = table.AddAll(t.Context(), rules)
 			if !errors.Is(err, c.kind) {
@@ -781,8 +777,9 @@ func TestRemoveUnderTraffic(t *testing.T) {
 			guest.set("tcp", 80, server(t, echo))
 			table := newTable(t, Config{Guest: guest})
 			r := add(t, table, "0:80")
-			const flows = 20
-			mine := randomBytes(2<<20, 3)
+			const flows = 8
+			mine := randomBytes(16<<20, 3) // more than the buffers on the way hold
+			goOn := make(chan struct{})    // nobody reads, so nobody ends, before
 			var wg sync.WaitGroup
 			errs := make(chan error, flows)
 			for range flows {
@@ -790,11 +787,17 @@ func TestRemoveUnderTraffic(t *testing.T) {
 				say(t, c, "hi")
 				hear(t, c, "hi")
 				wg.Go(func() {
+					written := make(chan error, 1)
 					go func() {
-						c.Write(mine)
+						_, err := c.Write(mine)
 						c.(*net.TCPConn).CloseWrite()
+						written <- err
 					}()
+					<-goOn
 					got, err := io.ReadAll(c)
+					if werr := <-written; err == nil {
+						err = werr // the system reports a reset once
+					}
 					if err == nil && !bytes.Equal(got, mine) {
 						err = fmt.Errorf("%d bytes came back", len(got))
 					}
@@ -809,18 +812,19 @@ func TestRemoveUnderTraffic(t *testing.T) {
 				c.Close()
 				t.Error("still listening")
 			}
+			close(goOn)
 			wg.Wait()
 			close(errs)
 			resets := 0
 			for err := range errs {
 				switch {
-				case errors.Is(err, syscall.ECONNRESET):
+				case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 					resets++
 				case err != nil:
 					t.Error(err)
 				}
 			}
-			if !cut && resets > 0 || cut && resets == 0 {
+			if !cut && resets > 0 || cut && resets < flows {
 				t.Errorf("%d of %d conversations were reset", resets, flows)
 			}
 		})
