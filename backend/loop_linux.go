@@ -30,10 +30,6 @@ import (
 const (
 	// eventsAtOnce is how many descriptors one wait tells of: with more ready, the rest wait one turn.
 	eventsAtOnce = 128
-	// holdAbove is how many bytes may wait for the guest before host sockets are left unread, so that their peers
-	// are held back by TCP instead of the queue by drops.
-	holdAbove = queueLimit / 4
-
 	// flushMost is how many bytes are written to the guest in one turn, after which its own frames are read again: other
 	// guests could else keep the loop writing. Twice what is cut at once, so that batches stay whole.
 	flushMost = 2 * mostAtOnce

@@ -16,6 +16,10 @@ import (
 // a single stream never loses a segment here; with many streams their loss tells them to share.
 const queueLimit = 2 * tcpBuffer
 
+// holdAbove is how many bytes may wait for the guest before host sockets are left unread, so that their peers are held
+// back by TCP instead of the queue by drops.
+const holdAbove = queueLimit / 4
+
 // othersLimit is how much of it other guests' frames may take: less than holdAbove, from which on conversations with
 // the host are held back, so that no guest can hold another's. 1 MiB is what QEMU's socket holds, once more.
 const othersLimit = queueLimit / 8
