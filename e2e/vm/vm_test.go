@@ -346,7 +346,7 @@ func TestStartRefuses(t *testing.T) {
 }
 
 func TestNetdevArguments(t *testing.T) {
-	fd := os.NewFile(3, "three")
+	fd := os.Stdin // any file: the number is told apart
 	v72, v80, v92 := Version{7, 2, 22}, Version{8, 0, 0}, Version{9, 2, 0}
 	for _, tt := range []struct {
 		n    Netdev
