@@ -23,6 +23,7 @@ import (
 	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/portforward"
 )
 
 // onLoop is a network whose guests are carried by loops, and one of them.
@@ -537,4 +538,78 @@ func TestLoopGuestFloodsAnother(t *testing.T) {
 	if got, err := receive(conn, false); got != size || err != nil {
 		t.Errorf("%d bytes came of %d: %v", got, size, err)
 	}
+}
+
+// A port forward is taken away while its conversations move bytes on the loop: both ends of each are reset, and what
+// the host read until then is the guest's own bytes.
+func TestLoopForwardCut(t *testing.T) {
+	n, g := onLoop(t, backend.Config{})
+	l, err := g.Listen(at(netip.IPv4Unspecified(), 80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var guests sync.WaitGroup
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			guests.Add(1)
+			go func() {
+				defer guests.Done()
+				defer c.Close()
+				send(c, 1<<30, false)
+			}()
+		}
+	}()
+	for range 10 {
+		rules, err := portforward.ParseRule("tcp:127.0.0.1:0-:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := n.Forwards().Add(patience(t), rules[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var hosts sync.WaitGroup
+		var moved atomic.Int64
+		for range 8 {
+			hosts.Add(1)
+			go func() {
+				defer hosts.Done()
+				c, err := net.Dial("tcp", at(r.Host, r.HostPort).String())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(Patience))
+				n, err := receive(&tallied{c, &moved}, false)
+				if !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("host read %d bytes, then %v, want a reset", n, err)
+				}
+			}()
+		}
+		eventually(t, "bytes move", func() bool { return moved.Load() > 4<<20 })
+		if _, err := n.Forwards().Remove(r.String(), true); err != nil {
+			t.Error(err)
+		}
+		hosts.Wait()
+		guests.Wait()
+		noFlows(t, n)
+	}
+}
+
+// tallied counts what is read.
+type tallied struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c *tallied) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.n.Add(int64(n))
+	return n, err
 }
