@@ -125,6 +125,7 @@ func TestDialGuest(t *testing.T) {
 }
 
 func TestDialGuestAbsent(t *testing.T) {
+	t.Parallel() // beside the tests that wait
 	n := start(t, backend.Config{})
 	for _, guest := range []string{"", "nobody", "10.0.2.15", "52:54:00:99:99:99", "fd00:1234::15", "192.0.2.1"} {
 		_, err := n.DialGuest(patience(t), "tcp", guest, 80, netip.AddrPort{}, "")

@@ -79,7 +79,7 @@ func start(t testing.TB, c backend.Config) *backend.Network {
 		c.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1")}
 	}
 	if c.Logger == nil {
-		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	n, err := backend.New(c)
 	if err != nil {

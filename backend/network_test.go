@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"runtime"
@@ -43,6 +44,7 @@ func TestConfig(t *testing.T) {
 		{"group MAC", backend.Config{GatewayMAC: net.HardwareAddr{1, 2, 3, 4, 5, 6}}, "gateway MAC"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			tt.c.Logger = slog.New(slog.DiscardHandler)
 			n, err := backend.New(tt.c)
 			if err == nil {
 				n.Close()
@@ -221,6 +223,7 @@ func TestGuestThatNeverReads(t *testing.T) {
 
 // A guest that never reads its TCP bytes holds its peer back; the queue does not drop for it.
 func TestGuestThatNeverReadsItsStream(t *testing.T) {
+	t.Parallel() // beside the tests that wait
 	for _, c := range carriers {
 		t.Run(c.name, func(t *testing.T) {
 			n, g := c.up(t, backend.Config{})
@@ -373,7 +376,7 @@ func TestStatusAndGuests(t *testing.T) {
 // Captured frames are those that crossed the wire, both ways.
 func TestCapture(t *testing.T) {
 	seen := make(chan int, 1000)
-	n := start(t, backend.Config{Capture: func(l link.Link) link.Link { return counted{l, seen} }})
+	n := start(t, backend.Config{Capture: func(l link.Link) link.Link { return tapped{l, seen} }})
 	g := Plug(t, n, Config{Gateway4: gateway4})
 	g.Sync(t)
 	if a, b := <-seen, <-seen; a != 60-18 || b != 60 {
@@ -381,12 +384,12 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-type counted struct {
+type tapped struct {
 	link.Link
 	seen chan int
 }
 
-func (c counted) ReadFrames(b *link.Batch) error {
+func (c tapped) ReadFrames(b *link.Batch) error {
 	err := c.Link.ReadFrames(b)
 	for _, f := range b.Frames {
 		c.seen <- f.Len()
@@ -394,7 +397,7 @@ func (c counted) ReadFrames(b *link.Batch) error {
 	return err
 }
 
-func (c counted) WriteFrames(fs []link.Frame) (int, error) {
+func (c tapped) WriteFrames(fs []link.Frame) (int, error) {
 	for _, f := range fs {
 		c.seen <- f.Len()
 	}

@@ -404,7 +404,18 @@ func (g *Guest) frame(f []byte) {
 	if dst := net.HardwareAddr(f[:6]); dst[0]&1 == 0 && !slices.Equal(dst, g.cfg.MAC) {
 		return // as a card that is not promiscuous
 	}
+	if isDHCPAnswer(f) {
+		return // Exchange4 and Exchange6 are the clients; the stack would answer that nobody listens there
+	}
 	g.wire.deliver(f)
+}
+
+func isDHCPAnswer(f []byte) bool {
+	off, proto, server, client := 14+20, 14+9, uint16(67), uint16(68)
+	if binary.BigEndian.Uint16(f[12:]) == EtherIPv6 {
+		off, proto, server, client = 14+40, 14+6, 547, 546
+	}
+	return len(f) >= off+8 && f[proto] == ProtoUDP && binary.BigEndian.Uint16(f[off:]) == server && binary.BigEndian.Uint16(f[off+2:]) == client
 }
 
 // Watch collects the frames that pass its checks, from the moment it was made.
