@@ -6,7 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -40,21 +40,20 @@ func wired(t *testing.T, a, b link.Link) (x, y *backendtest.Guest) {
 
 func sockets(t *testing.T) (link.Link, link.Link) {
 	t.Helper()
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "wire"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var ls [2]link.Link
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "wire")
-		c, err := net.FileConn(f)
-		f.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		ls[i] = qemu.NewLink(c)
+	defer l.Close()
+	a, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
 	}
-	return ls[0], ls[1]
+	b, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return qemu.NewLink(a), qemu.NewLink(b)
 }
 
 func TestGuests(t *testing.T) {
