@@ -454,3 +454,31 @@ func TestQueueOfOthers(t *testing.T) {
 		t.Errorf("%d bytes, %d of others' are left after close", q.bytes.Load(), q.others.Load())
 	}
 }
+
+// What the stack keeps of small frames does not keep the memory that they were read into.
+func TestSmallFramesKeepNoChunk(t *testing.T) {
+	for _, tt := range []struct {
+		size int
+		kept bool
+	}{{100, false}, {1500, false}, {9000, false}, {copyBelow, false}, {copyBelow + 1, true}, {65000, true}} {
+		for _, coalesce := range []bool{false, true} {
+			b := newBatch()
+			n := &nic{dispatcher: &heard{}}
+			ip := backendtest.Build(backendtest.IPv4{Src: netip.MustParseAddr("10.0.2.15"), Dst: netip.MustParseAddr("198.51.100.1")},
+				backendtest.TCP{SrcPort: 1, DstPort: 2, Flags: "A"}, backendtest.Payload(make([]byte, tt.size-40)))
+			b.Append(ip)
+			b.Take(0, len(ip))
+			var g gro
+			if !coalesce || !g.add(n, b, etherIPv4, ip[:60], b.Frames[0]) {
+				n.deliver(header.IPv4ProtocolNumber, b, b.Frames[0])
+			}
+			g.flushAll(n, b)
+			kept := false
+			b.Pieces(b.Frames[0], func(c *link.Chunk, _ int, _ []byte) { kept = kept || c.Kept })
+			if kept != tt.kept {
+				t.Errorf("%d bytes, coalescing %v: memory kept is %v, want %v", tt.size, coalesce, kept, tt.kept)
+			}
+			b.Release()
+		}
+	}
+}

@@ -67,9 +67,10 @@ func (n *nic) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	return len(all), nil
 }
 
-// copyBelow is up to which size a frame is copied out of the memory it was read into. A small packet must not keep a
-// chunk of 64 KiB alive, and up to about a page a copy costs no more than the reference counting it saves.
-const copyBelow = 2048
+// copyBelow is up to which size a frame is copied out of the memory it was read into: a quarter of a chunk. A packet
+// that the stack keeps for long keeps its whole chunk, and a guest could choose one small packet of each; so it costs
+// four times at most what the stack counts for it. Only frames of jumbo MTUs are longer, and those are worth it.
+const copyBelow = link.ChunkSize / 4
 
 // deliver hands the packet at s, behind the Ethernet header, to the stack.
 func (n *nic) deliver(proto tcpip.NetworkProtocolNumber, b *link.Batch, s link.Span) {

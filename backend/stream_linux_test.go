@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -612,4 +613,79 @@ func (c *tallied) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.n.Add(int64(n))
 	return n, err
+}
+
+// lossy is a guest's wire for the loop that loses every fiftieth frame or so, each way.
+type lossy struct {
+	link.Polled
+	r *rand.Rand
+}
+
+func (l *lossy) TryReadFrames(b *link.Batch) error {
+	err := l.Polled.TryReadFrames(b)
+	b.Frames = slices.DeleteFunc(b.Frames, func(link.Span) bool { return l.r.IntN(50) == 0 })
+	return err
+}
+
+func (l *lossy) TryWriteFrames(frames []link.Frame) (n int, err error) {
+	if len(frames) == 0 {
+		return l.Polled.TryWriteFrames(nil)
+	}
+	for n < len(frames) {
+		if l.r.IntN(50) == 0 {
+			n++
+			continue
+		}
+		m, err := l.Polled.TryWriteFrames(frames[n : n+1])
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// Whatever is lost on the wire, the streams are whole.
+func TestLoopLossyWire(t *testing.T) {
+	both(t, func(t *testing.T, f family) {
+		n := start(t, backend.Config{Egress: &egress.Host{}})
+		near, far := sockets(t)
+		g, err := New(near, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { g.Close() })
+		wire := &lossy{far.(link.Polled), rand.New(rand.NewPCG(3, 4))}
+		serve(t, n, wire, "lossy")
+		eventually(t, "the guest has its addresses", func() bool {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			defer cancel()
+			_, err4 := g.Lease(ctx)
+			_, err6 := g.Autoconf(ctx)
+			return err4 == nil && err6 == nil
+		})
+		const size = 128 << 10
+		var wg sync.WaitGroup
+		for range 4 {
+			guest, host := meet(t, g, f)
+			guest.SetDeadline(time.Now().Add(3 * Patience))
+			host.SetDeadline(time.Now().Add(3 * Patience))
+			for _, ends := range [][2]net.Conn{{guest, host}, {host, guest}} {
+				wg.Add(2)
+				go func() {
+					defer wg.Done()
+					send(ends[0], size, false)
+					ends[0].(interface{ CloseWrite() error }).CloseWrite()
+				}()
+				go func() {
+					defer wg.Done()
+					if got, err := receive(ends[1], false); got != size || err != nil {
+						t.Errorf("%d bytes came of %d: %v", got, size, err)
+					}
+				}()
+			}
+		}
+		wg.Wait()
+		noFlows(t, n)
+	})
 }
