@@ -78,7 +78,7 @@ func TestDHCPProbesBeforeItOffers(t *testing.T) {
 	squatter := Plug(t, n, Config{Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.2.15/24")}, Gateway4: gateway4})
 	asked := squatter.Watch(IsARP(ARPRequest, gateway4))
 	g := Plug(t, n, Config{Gateway4: gateway4})
-	g.Send(Build(Ethernet{Src: g.MAC(), Dst: gatewayMAC, Type: 0x88b5}, Payload(make([]byte, 46)))) // is there
+	eventually(t, "both are plugged in", func() bool { return len(n.Guests()) == 2 })
 	ack, err := g.Lease(patience(t))
 	if err != nil {
 		t.Fatal(err)
