@@ -615,15 +615,18 @@ func (c *tallied) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// lossy is a guest's wire for the loop that loses every fiftieth frame or so, each way.
+// lossy is a guest's wire for the loop that loses every hundredth frame or so, each way, once it is on.
 type lossy struct {
 	link.Polled
-	r *rand.Rand
+	r  *rand.Rand // the loop's
+	on atomic.Bool
 }
+
+func (l *lossy) lose() bool { return l.on.Load() && l.r.IntN(100) == 0 }
 
 func (l *lossy) TryReadFrames(b *link.Batch) error {
 	err := l.Polled.TryReadFrames(b)
-	b.Frames = slices.DeleteFunc(b.Frames, func(link.Span) bool { return l.r.IntN(50) == 0 })
+	b.Frames = slices.DeleteFunc(b.Frames, func(link.Span) bool { return l.lose() })
 	return err
 }
 
@@ -632,7 +635,7 @@ func (l *lossy) TryWriteFrames(frames []link.Frame) (n int, err error) {
 		return l.Polled.TryWriteFrames(nil)
 	}
 	for n < len(frames) {
-		if l.r.IntN(50) == 0 {
+		if l.lose() {
 			n++
 			continue
 		}
@@ -655,21 +658,16 @@ func TestLoopLossyWire(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { g.Close() })
-		wire := &lossy{far.(link.Polled), rand.New(rand.NewPCG(3, 4))}
+		wire := &lossy{Polled: far.(link.Polled), r: rand.New(rand.NewPCG(3, 4))}
 		serve(t, n, wire, "lossy")
-		eventually(t, "the guest has its addresses", func() bool {
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-			defer cancel()
-			_, err4 := g.Lease(ctx)
-			_, err6 := g.Autoconf(ctx)
-			return err4 == nil && err6 == nil
-		})
-		const size = 128 << 10
+		g.Up(t)
+		const size = 256 << 10
 		var wg sync.WaitGroup
 		for range 4 {
 			guest, host := meet(t, g, f)
 			guest.SetDeadline(time.Now().Add(3 * Patience))
 			host.SetDeadline(time.Now().Add(3 * Patience))
+			wire.on.Store(true)
 			for _, ends := range [][2]net.Conn{{guest, host}, {host, guest}} {
 				wg.Add(2)
 				go func() {
