@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/vmnetd/vmnetd/backend/link"
@@ -164,7 +165,7 @@ func (p *port) toServices(kind uint16, ip []byte, body link.Span, src mac) bool 
 			return false
 		}
 		up := ip[header.IPv6MinimumSize:]
-		switch h.TransportProtocol() {
+		switch tcpip.TransportProtocolNumber(h.NextHeader()) {
 		case header.ICMPv6ProtocolNumber:
 			return p.ndp(h, header.ICMPv6(up), body, src)
 		case header.UDPProtocolNumber:
