@@ -116,6 +116,7 @@ func newFuzzed(t testing.TB) *fuzzed {
 	serve(t, f.n, far, "attacker")
 	t.Cleanup(func() { near.Close() })
 	f.attacker = near
+	eventually(t, "the attacker is plugged in", func() bool { return len(f.n.Guests()) == 2 })
 	go func() { // it reads, so that it is not its queue that protects
 		var b link.Batch
 		for near.ReadFrames(&b) == nil {

@@ -178,9 +178,7 @@ func (n *Network) advertise() {
 	for {
 		select {
 		case <-n.ctx.Done():
-			// §6.2.5: a router that ceases says so, so that guests do not send into nothing.
-			n.advertiseAll(false)
-			return
+			return // no last one with lifetime 0 (§6.2.5): the wires end with it, and a guest may come back to the next daemon
 		case <-check.C:
 		}
 		now := n.hasRoute6()
@@ -194,8 +192,13 @@ func (n *Network) advertise() {
 
 func (n *Network) advertiseAll(router bool) {
 	for _, p := range n.seg.all() {
-		p.sendFrame(n.advertisement(router, allNodes, mac{0x33, 0x33, 0, 0, 0, 1}))
+		p.advertise(router)
 	}
+}
+
+// advertise tells all stations of the port.
+func (p *port) advertise(router bool) {
+	p.sendFrame(p.net.advertisement(router, allNodes, mac{0x33, 0x33, 0, 0, 0, 1}))
 }
 
 func (n *Network) hasRoute6() bool {

@@ -148,6 +148,7 @@ func (n *Network) Serve(ctx context.Context, l link.Link, name string) error {
 		return err
 	}
 	n.seg.add(p)
+	p.advertise(n.router6.Load()) // a guest that comes back over a new wire does not ask again
 	p.log.Info("guest plugged in", "link", name)
 	err = p.run()
 	n.dhcp.Detach(p.id)
