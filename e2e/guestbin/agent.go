@@ -50,23 +50,35 @@ func port() (string, error) {
 	}
 }
 
-// connected is the port, with the ends of file left out that the driver gives until the device
-// has told it that the host's side is open.
+// connected is the port, with two oddities of its beginning left out.
+//
+// The driver gives ends of file until the device has told it that the host's side is open.
+//
+// And QEMU looks whether the port takes bytes only when its main loop comes round, which our
+// opening the port does not cause: in a guest that goes idle at once, the host's first bytes
+// have been seen to wait for ten seconds. A guest with a timer running keeps that loop going.
 type connected struct {
 	*os.File
 	seen bool
 }
 
 func (c *connected) Read(b []byte) (int, error) {
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		n, err := c.File.Read(b)
-		if n > 0 {
-			c.seen = true
+	giveUp := time.Now().Add(10 * time.Second)
+	for !c.seen {
+		if err := c.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+			return 0, err
 		}
-		if c.seen || !errors.Is(err, io.EOF) || time.Now().After(deadline) {
+		n, err := c.File.Read(b)
+		switch {
+		case n > 0:
+			c.seen = true
+			return n, c.SetReadDeadline(time.Time{})
+		case errors.Is(err, os.ErrDeadlineExceeded): // open, and nothing said yet
+		case errors.Is(err, io.EOF) && time.Now().Before(giveUp):
+			time.Sleep(5 * time.Millisecond)
+		default:
 			return n, err
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
+	return c.File.Read(b)
 }
