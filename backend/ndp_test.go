@@ -8,6 +8,7 @@ import (
 
 	"github.com/vmnetd/vmnetd/backend"
 	. "github.com/vmnetd/vmnetd/backend/backendtest"
+	"github.com/vmnetd/vmnetd/backend/link"
 )
 
 func TestRouterAdvertisement(t *testing.T) {
@@ -69,10 +70,27 @@ func TestRouterAdvertisementFollowsTheRoute(t *testing.T) {
 	}
 }
 
+// A guest that comes back over a new wire has no reason to ask, and is told.
+func TestAdvertisedAsItIsPluggedIn(t *testing.T) {
+	n := start(t, backend.Config{})
+	near, far := link.Pipe(PipeDepth)
+	t.Cleanup(func() { near.Close() })
+	serve(t, n, far, "quiet")
+	var b link.Batch
+	if err := near.ReadFrames(&b); err != nil {
+		t.Fatal(err)
+	}
+	f := b.AppendTo(nil, b.Frames[0])
+	if len(f) < 55 || f[54] != 134 { // behind Ethernet and IPv6: ICMPv6's type (RFC 4861 §4.2)
+		t.Errorf("the first frame is % x", f)
+	}
+}
+
 // A solicitation from the unspecified address is answered to all nodes (RFC 4861 §6.2.6).
 func TestSolicitationWithoutAnAddress(t *testing.T) {
 	n := start(t, backend.Config{})
 	g := Plug(t, n, Config{Gateway4: gateway4})
+	g.Sync(t) // the advertisement that each guest gets as it is plugged in has come
 	w := g.Watch(IsRA(), To(ip("ff02::1")), Good())
 	all := ip("ff02::2")
 	g.Send(Build(append([]Layer{Ethernet{Src: g.MAC(), Dst: MulticastMAC(all)}, IPv6{Src: netip.IPv6Unspecified(), Dst: all}}, RouterSolicit(nil)...)...))
