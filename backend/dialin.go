@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -117,7 +118,7 @@ func (n *Network) guestAddr(guest string, from netip.Addr) (netip.Addr, error) {
 		ports := n.seg.all()
 		for _, p := range ports {
 			a := p.info().Addrs
-			if len(ports) == 1 || containsAddr(a, n.cfg.First4) {
+			if len(ports) == 1 || slices.Contains(a, n.cfg.First4) {
 				addrs = a
 			}
 		}
@@ -151,15 +152,6 @@ func (n *Network) guestAddr(guest string, from netip.Addr) (netip.Addr, error) {
 		return best, fmt.Errorf("guest %s: %w", guest, portforward.ErrNoGuest)
 	}
 	return best, nil
-}
-
-func containsAddr(list []netip.Addr, a netip.Addr) bool {
-	for _, b := range list {
-		if a == b {
-			return true
-		}
-	}
-	return false
 }
 
 // present says whether a rule's guest is here.

@@ -82,7 +82,8 @@ type loop struct {
 	next      int    // the first of its frames that is not written
 	writing   bool   // there are such frames
 	acks      ackHold
-	pieces    pieces // of the stream that is being moved
+	cut, pass func(*stack.PacketBuffer) // the port's, and through acks to it: bound once, not for each packet
+	pieces    pieces                    // of the stream that is being moved
 	datagrams oneBuffer
 
 	moved  int       // bytes from the guest since paceOf
@@ -116,6 +117,8 @@ func newLoop(p *port) (*loop, error) {
 	l := &loop{p: p, link: pl, hosts: hosts, ep: -1, wakeup: -1, leaving: make(map[*stream]struct{})}
 	l.timer = time.AfterFunc(dialTime, func() { l.post(func() {}) }) // not wake, which says nothing to a loop that is about to sleep
 	l.timer.Stop()
+	l.cut = p.cut
+	l.pass = func(pkt *stack.PacketBuffer) { l.acks.pass(pkt, l.cut) }
 	var err error
 	if l.ep, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
@@ -458,20 +461,11 @@ func (l *loop) write() error {
 
 // compose is the port's, with pure ACKs held back.
 func (l *loop) compose() {
-	p, rest := l.p, l.taken[l.at:]
-	p.split.reset()
-	n := 0
-	for size := 0; n < len(rest) && size < mostAtOnce; n++ {
-		size += rest[n].size
-		l.flushed += rest[n].size
-		if pkt := rest[n].pkt; pkt != nil {
-			l.acks.pass(pkt, p.cut)
-		} else {
-			p.frames(rest[n])
-		}
-	}
+	rest := l.taken[l.at:]
+	n, size := l.p.compose(rest, l.pass)
 	l.batch, l.next, l.writing = rest[:n], 0, true
 	l.at += n
+	l.flushed += size
 }
 
 // sendACKs writes the pure ACKs that found no company.
@@ -480,7 +474,7 @@ func (l *loop) sendACKs() error {
 		return nil
 	}
 	l.p.split.reset()
-	l.acks.releaseAll(l.p.cut)
+	l.acks.releaseAll(l.cut)
 	l.next, l.writing = 0, true
 	return l.write()
 }

@@ -32,7 +32,10 @@ const (
 	routeCheck = 5 * time.Second
 )
 
-var allNodes = netip.MustParseAddr("ff02::1")
+var (
+	allNodes    = netip.MustParseAddr("ff02::1")
+	allNodesMAC = mac{0x33, 0x33, 0, 0, 0, 1} // RFC 2464 §7
+)
 
 // ndp handles an ICMPv6 message to the gateway or to a multicast group, and reports whether it was for the gateway
 // alone.
@@ -69,7 +72,7 @@ func (p *port) ndp(h header.IPv6, m header.ICMPv6, body link.Span, src mac) bool
 		}
 		to, toMAC, flags := from, src, byte(0xe0) // router, solicited, override
 		if from.IsUnspecified() {                 // somebody probes for our address: tell all (§7.2.4)
-			to, toMAC, flags = allNodes, mac{0x33, 0x33, 0, 0, 0, 1}, 0xa0
+			to, toMAC, flags = allNodes, allNodesMAC, 0xa0
 		}
 		f, b := p.net.icmp6(target, to, toMAC, header.ICMPv6NeighborAdvert, 24+8)
 		b[4] = flags
@@ -122,7 +125,7 @@ func (n *Network) solicit(a netip.Addr) []byte {
 // advertisement is a router advertisement (RFC 4861 §4.2) with prefix, MTU, RDNSS and DNSSL (RFC 8106).
 func (n *Network) advertisement(router bool, to netip.Addr, toMAC mac) []byte {
 	if !to.IsLinkLocalUnicast() && !n.cfg.Prefix6.Contains(to) {
-		to, toMAC = allNodes, mac{0x33, 0x33, 0, 0, 0, 1}
+		to, toMAC = allNodes, allNodesMAC
 	}
 	search := searchList(append([]string{n.cfg.Domain}, n.cfg.Search...))
 	size := 16 + 8 + 8 + 32 + 24 + len(search)
@@ -198,7 +201,7 @@ func (n *Network) advertiseAll(router bool) {
 
 // advertise tells all stations of the port.
 func (p *port) advertise(router bool) {
-	p.sendFrame(p.net.advertisement(router, allNodes, mac{0x33, 0x33, 0, 0, 0, 1}))
+	p.sendFrame(p.net.advertisement(router, allNodes, allNodesMAC))
 }
 
 func (n *Network) hasRoute6() bool {

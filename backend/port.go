@@ -196,7 +196,7 @@ func (p *port) write() {
 			return
 		}
 		for rest := items; len(rest) > 0; {
-			n := p.compose(rest)
+			n, _ := p.compose(rest, p.cut)
 			for i := range p.split.frames {
 				p.txBytes.Add(uint64(p.split.frames[i].Len()))
 			}
@@ -213,22 +213,20 @@ func (p *port) write() {
 	}
 }
 
-// compose cuts as many items to frames as are written at once, and returns how many.
-func (p *port) compose(items []item) (n int) {
+// compose cuts as many items to frames as are written at once; the stack's packets go through pass, which is cut or
+// comes to it. It returns how many items and bytes that were.
+func (p *port) compose(items []item, pass func(*stack.PacketBuffer)) (n, size int) {
 	p.split.reset()
-	for size := 0; n < len(items) && size < mostAtOnce; n++ {
-		size += items[n].size
-		p.frames(items[n])
+	for ; n < len(items) && size < mostAtOnce; n++ {
+		i := &items[n]
+		size += i.size
+		if i.pkt != nil {
+			pass(i.pkt)
+		} else {
+			p.split.frames = append(p.split.frames, i.raw)
+		}
 	}
-	return n
-}
-
-func (p *port) frames(i item) {
-	if i.pkt == nil {
-		p.split.frames = append(p.split.frames, i.raw)
-		return
-	}
-	p.cut(i.pkt)
+	return n, size
 }
 
 // cut makes frames of a packet from the stack.

@@ -193,7 +193,7 @@ func (s *segment) macFor(p *port, a netip.Addr) mac {
 	if v := s.seen[p]; v != nil && len(v.macs) > 0 {
 		return v.macs[0]
 	}
-	return mac{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} // nothing was heard of it yet
+	return broadcastMAC // nothing was heard of it yet
 }
 
 // owner is who has a.
