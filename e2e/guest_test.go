@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/vmnetd/vmnetd/backend"
+	"github.com/vmnetd/vmnetd/e2e/space"
 	"github.com/vmnetd/vmnetd/e2e/vm"
 	"github.com/vmnetd/vmnetd/e2e/vm/channel"
 	"golang.org/x/sys/unix"
@@ -164,7 +165,7 @@ func startQEMU(t *testing.T, l *lab, cfg vm.Config) *vm.Guest {
 		t.Fatal(err)
 	}
 	var q *vm.Guest
-	err := l.host.do(func() (err error) {
+	err := l.host.Do(func() (err error) {
 		q, err = vm.Start(context.WithoutCancel(t.Context()), cfg)
 		return err
 	})
@@ -438,17 +439,13 @@ func beKernelGuest() error {
 	os.Clearenv()
 	os.Setenv("PATH", "/bin")
 	os.Setenv("HOME", "/")
-	tap, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return fmt.Errorf("/dev/net/tun: %w", err)
-	}
-	req, err := unix.NewIfreq("eth0")
+	tap, err := space.OpenTAP("eth0", false)
 	if err != nil {
 		return err
 	}
-	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-	if err := unix.IoctlIfreq(tap, unix.TUNSETIFF, req); err != nil {
-		return fmt.Errorf("TUNSETIFF: %w", err)
+	raw, err := tap.SyscallConn()
+	if err != nil {
+		return err
 	}
 	// QEMU guests test their IPv6 addresses for duplicates, which takes a second; one kind of guest that does is enough.
 	for path, value := range map[string]string{"router_solicitation_delay": "0", "accept_dad": "0"} {
@@ -460,10 +457,13 @@ func beKernelGuest() error {
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, said)
 	}
-	if err := unix.Sendmsg(int(hand.Fd()), []byte{0}, unix.UnixRights(tap), nil, 0); err != nil {
-		return err
+	var sent error
+	if err := raw.Control(func(fd uintptr) { // tap.Fd would make it block, at the other end too
+		sent = unix.Sendmsg(int(hand.Fd()), []byte{0}, unix.UnixRights(int(fd)), nil, 0)
+	}); err != nil || sent != nil {
+		return errors.Join(err, sent)
 	}
-	unix.Close(tap)
+	tap.Close()
 	hand.Close()
 	return channel.Serve(talk)
 }

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vmnetd/vmnetd/backend/control"
+	"github.com/vmnetd/vmnetd/e2e/space"
 	"github.com/vmnetd/vmnetd/e2e/traffic"
 	"golang.org/x/sys/unix"
 )
@@ -33,72 +33,31 @@ const (
 	noRoute4, noRoute6 = "198.18.0.9", "2001:db8:bad::9"
 )
 
-// netns is a network namespace: a thread that is in it. Sockets made and processes started by it stay there; it is
-// gone with the thread, and leaves no name behind even when the test is killed.
-type netns struct {
-	work chan func()
-	path string
-	gone chan struct{}
-}
+// netns is a network namespace of a test.
+type netns struct{ *space.Space }
 
 func newNetns(t *testing.T) *netns {
 	t.Helper()
-	n := &netns{work: make(chan func()), gone: make(chan struct{})}
-	made := make(chan error)
-	go func() {
-		defer close(n.gone)
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			made <- err
-			return
-		}
-		n.path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
-		made <- nil
-		for f := range n.work {
-			f()
-		}
-	}()
-	if err := <-made; err != nil {
-		t.Fatalf("network namespace: %v", err)
+	s, err := space.New()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Cleanup(func() { close(n.work); <-n.gone })
-	n.ip(t, "link set lo up")
-	return n
-}
-
-// do calls f in the namespace. f must not end the test.
-func (n *netns) do(f func() error) error {
-	done := make(chan error, 1)
-	n.work <- func() { done <- f() }
-	return <-done
+	t.Cleanup(s.Close)
+	return &netns{s}
 }
 
 // ip runs one ip(8) command a line.
 func (n *netns) ip(t *testing.T, lines string) {
 	t.Helper()
-	cmd := exec.Command("ip", "-batch", "-")
-	cmd.Stdin = strings.NewReader(lines + "\n")
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := n.run(cmd); err != nil {
-		t.Fatalf("ip: %v: %s\n%s", err, said.String(), lines)
+	if err := n.IP(lines); err != nil {
+		t.Fatal(err)
 	}
 }
 
-func (n *netns) start(cmd *exec.Cmd) error { return n.do(cmd.Start) }
-
-func (n *netns) run(cmd *exec.Cmd) error {
-	if err := n.start(cmd); err != nil {
-		return err
-	}
-	return cmd.Wait()
-}
-
-// sysctl sets a variable of the namespace: /proc/sys/net is that of the thread that looks.
+// sysctl sets a variable of the namespace.
 func (n *netns) sysctl(t *testing.T, name, value string) {
 	t.Helper()
-	err := n.do(func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) })
-	if err != nil {
+	if err := n.Sysctl(name, value); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -107,7 +66,7 @@ func (n *netns) sysctl(t *testing.T, name, value string) {
 func (n *netns) serve(t *testing.T, network, address string, h traffic.Handler) *traffic.Server {
 	t.Helper()
 	var s *traffic.Server
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		s, err = traffic.Serve(network, address, h)
 		return err
 	})
@@ -122,7 +81,7 @@ func (n *netns) serve(t *testing.T, network, address string, h traffic.Handler) 
 func (n *netns) listenPacket(t *testing.T, address string) *net.UDPConn {
 	t.Helper()
 	var pc net.PacketConn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		pc, err = net.ListenPacket("udp", address)
 		return err
 	})
@@ -142,13 +101,8 @@ func (n *netns) echoUDP(t *testing.T, address string) *net.UDPAddr {
 }
 
 // dial opens a connection from the namespace.
-func (n *netns) dial(network, address string) (c net.Conn, err error) {
-	err = n.do(func() error {
-		d := net.Dialer{Timeout: patience}
-		c, err = d.Dial(network, address)
-		return err
-	})
-	return c, err
+func (n *netns) dial(network, address string) (net.Conn, error) {
+	return n.Dial(network, address, patience)
 }
 
 // lab is the topology.
@@ -173,7 +127,7 @@ func newLab(t *testing.T) *lab {
 		n.sysctl(t, "ipv6/conf/default/accept_dad", "0") // nobody else is there
 		n.sysctl(t, "ipv6/conf/all/forwarding", "0")
 	}
-	l.host.ip(t, `link add uplink type veth peer name peer0 netns `+l.world.path+`
+	l.host.ip(t, `link add uplink type veth peer name peer0 netns `+l.world.Path()+`
 addr add 192.0.2.2/24 dev uplink
 addr add 2001:db8::2/64 dev uplink nodad
 link set uplink up`)
@@ -195,7 +149,7 @@ route add unreachable 2001:db8:bad::/48`)
 			var out bytes.Buffer
 			cmd := exec.Command("ip", "link", "show", "type", "veth")
 			cmd.Stdout = &out
-			if err := n.run(cmd); err != nil || !strings.Contains(out.String(), "state UP") {
+			if err := n.Run(cmd); err != nil || !strings.Contains(out.String(), "state UP") {
 				return fmt.Errorf("%v %s", err, out.String())
 			}
 			return nil
@@ -247,7 +201,7 @@ func (l *lab) start(t *testing.T, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{cmd: cmd, exited: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &p.out, &p.log
-	if err := l.host.start(cmd); err != nil {
+	if err := l.host.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() {

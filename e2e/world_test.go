@@ -36,7 +36,7 @@ func startNameServer(t *testing.T, n *netns) *nameServer {
 		at := net.JoinHostPort(a, "53")
 		pc := n.listenPacket(t, at)
 		var l net.Listener
-		if err := n.do(func() (err error) {
+		if err := n.Do(func() (err error) {
 			l, err = net.Listen("tcp", at)
 			return err
 		}); err != nil {
