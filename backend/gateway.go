@@ -51,27 +51,40 @@ func (p *port) fromGuest(s link.Span) {
 			return
 		}
 		if !p.toServices(kind, ip, body, src) {
-			p.toOthers(s, dst)
+			p.toOthers(s)
 		}
 	default:
 		if p.mayShow(kind, ip, src) {
-			p.toOthers(s, dst)
+			p.learnMTU(kind, ip)
+			p.toOther(kind, ip, s, dst)
 		}
 	}
 }
 
-// toOthers carries a frame to other guests.
-func (p *port) toOthers(s link.Span, dst mac) {
-	switch {
-	case p.net.cfg.Isolate:
-	case !p.lastOwn:
-		p.drop(flows.ReasonSpoofed)
-	case !p.mayPass(s):
-	case dst.isMulticast():
-		p.net.seg.flood(p, p.batch, s)
-	default:
+// toOther carries a frame to another guest.
+func (p *port) toOther(kind uint16, ip []byte, s link.Span, dst mac) {
+	if p.mayGo(s) && !p.tooLong(kind, ip, s.From(ethLen), dst) {
 		p.net.seg.forward(p, p.batch, s, dst)
 	}
+}
+
+// toOthers carries a frame to all other guests.
+func (p *port) toOthers(s link.Span) {
+	if p.mayGo(s) {
+		p.net.seg.flood(p, p.batch, s)
+	}
+}
+
+// mayGo says whether a frame may go to any other guest.
+func (p *port) mayGo(s link.Span) bool {
+	switch {
+	case p.net.cfg.Isolate:
+		return false
+	case !p.lastOwn:
+		p.drop(flows.ReasonSpoofed)
+		return false
+	}
+	return p.mayPass(s)
 }
 
 // mayUse says whether the port may send from this MAC. One that lives on another port reaches the gateway, since two
@@ -188,6 +201,7 @@ func (p *port) toStack(kind uint16, ip []byte, body link.Span) {
 	if p.gro.add(p.nic, p.batch, kind, ip, body) {
 		return
 	}
+	p.learnMTU(kind, ip)
 	p.tcp.makeWay(kind, ip)
 	switch kind {
 	case etherIPv4:

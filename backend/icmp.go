@@ -275,7 +275,7 @@ func (p *port) newPacket(src, dst netip.Addr, proto tcpip.TransportProtocolNumbe
 // sendIP sends the guest a packet of one transport's bytes, in fragments where it is longer than the MTU.
 func (p *port) sendIP(src, dst netip.Addr, proto tcpip.TransportProtocolNumber, payload []byte) {
 	hl, v6 := ipHeaderLen(src), src.Is6()
-	room := p.net.cfg.MTU - hl
+	room := p.mtu() - hl
 	if len(payload) <= room {
 		f, b := p.newPacket(src, dst, proto, len(payload))
 		copy(b, payload)

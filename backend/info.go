@@ -11,6 +11,7 @@ type GuestInfo struct {
 	Name      string            `json:"name,omitempty"` // host name of its lease
 	MAC       string            `json:"mac,omitempty"`  // of its first frame
 	Addrs     []netip.Addr      `json:"addresses"`      // seen in use or leased, IPv4 first
+	MTU       int               `json:"mtu,omitempty"`  // largest packet that it has shown to take; absent: not known yet
 	Link      string            `json:"link"`           // how it is attached: "qemu unix:/run/…"
 	Since     time.Time         `json:"since"`          //
 	Flows     int               `json:"flows"`          //
@@ -32,7 +33,8 @@ type Status struct {
 	Prefix6    netip.Prefix      `json:"prefix6"`
 	Gateway6   netip.Addr        `json:"gateway6"`
 	DNS6       netip.Addr        `json:"dns6"`
-	MTU        int               `json:"mtu"`
+	MTU        int               `json:"mtu"`                 // what every guest may be told
+	LargeMTU   int               `json:"large_mtu,omitempty"` // what those are offered whose NIC carries it
 	GatewayMAC string            `json:"gateway_mac"`
 	Since      time.Time         `json:"since"`
 	Guests     int               `json:"guests"`

@@ -51,7 +51,7 @@ func (p *port) ndp(h header.IPv6, m header.ICMPv6, body link.Span, src mac) bool
 	from := netip.AddrFrom16(h.SourceAddress().As16())
 	switch t {
 	case header.ICMPv6RouterSolicit:
-		p.sendFrame(p.net.advertisement(p.net.router6.Load(), from, src))
+		p.sendFrame(p.net.advertisement(p.net.router6.Load(), p.advertisedMTU(), from, src))
 		return false // a guest that routes may hear it too
 	case header.ICMPv6RouterAdvert, header.ICMPv6RedirectMsg:
 		p.drop(flows.ReasonSpoofed)
@@ -122,13 +122,16 @@ func (n *Network) solicit(a netip.Addr) []byte {
 	return f
 }
 
-// advertisement is a router advertisement (RFC 4861 §4.2) with prefix, MTU, RDNSS and DNSSL (RFC 8106).
-func (n *Network) advertisement(router bool, to netip.Addr, toMAC mac) []byte {
+// advertisement is a router advertisement (RFC 4861 §4.2) with prefix, MTU if it is not 0, RDNSS and DNSSL (RFC 8106).
+func (n *Network) advertisement(router bool, mtu int, to netip.Addr, toMAC mac) []byte {
 	if !to.IsLinkLocalUnicast() && !n.cfg.Prefix6.Contains(to) {
 		to, toMAC = allNodes, allNodesMAC
 	}
 	search := searchList(append([]string{n.cfg.Domain}, n.cfg.Search...))
-	size := 16 + 8 + 8 + 32 + 24 + len(search)
+	size := 16 + 8 + 32 + 24 + len(search)
+	if mtu != 0 {
+		size += 8
+	}
 	f, m := n.icmp6(n.linkLocal, to, toMAC, header.ICMPv6RouterAdvert, size)
 	m[4] = 64   // hop limit (RFC 1700)
 	m[5] = 0x40 // O: DHCPv6 has more to tell; addresses are the guest's to make
@@ -139,9 +142,11 @@ func (n *Network) advertisement(router bool, to netip.Addr, toMAC mac) []byte {
 	o[0], o[1] = 1, 1 // source link-layer address
 	copy(o[2:], n.gatewayMAC[:])
 	o = o[8:]
-	o[0], o[1] = 5, 1 // MTU
-	binary.BigEndian.PutUint32(o[4:], uint32(n.cfg.MTU))
-	o = o[8:]
+	if mtu != 0 {
+		o[0], o[1] = 5, 1
+		binary.BigEndian.PutUint32(o[4:], uint32(mtu))
+		o = o[8:]
+	}
 	o[0], o[1], o[2], o[3] = 3, 4, 64, 0xc0 // prefix, on link, autonomous
 	binary.BigEndian.PutUint32(o[4:], uint32(validLifetime.Seconds()))
 	binary.BigEndian.PutUint32(o[8:], uint32(preferredLifetime.Seconds()))
@@ -201,7 +206,7 @@ func (n *Network) advertiseAll(router bool) {
 
 // advertise tells all stations of the port.
 func (p *port) advertise(router bool) {
-	p.sendFrame(p.net.advertisement(router, allNodes, allNodesMAC))
+	p.sendFrame(p.net.advertisement(router, p.advertisedMTU(), allNodes, allNodesMAC))
 }
 
 func (n *Network) hasRoute6() bool {

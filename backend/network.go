@@ -231,7 +231,7 @@ func (p *port) info() GuestInfo {
 	g := GuestInfo{
 		ID: p.id, Link: p.name, Since: p.since, Addrs: []netip.Addr{},
 		RxFrames: p.rxFrames.Load(), RxBytes: p.rxBytes.Load(), TxFrames: p.txFrames.Load(), TxBytes: p.txBytes.Load(),
-		Queued: int(p.queue.bytes.Load()), QueueSize: queueLimit, Dropped: p.dropped(),
+		MTU: int(p.declared.Load()), Queued: int(p.queue.bytes.Load()), QueueSize: queueLimit, Dropped: p.dropped(),
 	}
 	macs, addrs := p.net.seg.shownBy(p)
 	if len(macs) > 0 {
@@ -276,7 +276,7 @@ func (n *Network) Status() Status {
 	c := &n.cfg
 	s := Status{
 		Name: c.Name, Prefix4: c.Prefix4, Gateway4: c.Gateway4, DNS4: c.DNS4,
-		Prefix6: c.Prefix6, Gateway6: c.Gateway6, DNS6: c.DNS6, MTU: c.MTU, GatewayMAC: c.GatewayMAC.String(),
+		Prefix6: c.Prefix6, Gateway6: c.Gateway6, DNS6: c.DNS6, MTU: c.MTU, LargeMTU: c.LargeMTU, GatewayMAC: c.GatewayMAC.String(),
 		Since: n.since, Guests: len(n.seg.all()), Flows: n.flows.Len(), FlowsTotal: n.flows.Opened(),
 		Refused: n.flows.Counts(), Router6: n.router6.Load(), Ping4: "ok", Ping6: "ok", Resolvers: []string{},
 		Warnings: n.warned.list(),

@@ -17,7 +17,6 @@ import (
 
 type nic struct {
 	port *port
-	mtu  uint32
 
 	mu         sync.RWMutex
 	dispatcher stack.NetworkDispatcher
@@ -26,8 +25,8 @@ type nic struct {
 var _ stack.GSOEndpoint = (*nic)(nil)
 var _ stack.LinkEndpoint = (*nic)(nil)
 
-func (n *nic) MTU() uint32                             { return n.mtu }
-func (n *nic) SetMTU(mtu uint32)                       { n.mtu = mtu }
+func (n *nic) MTU() uint32                             { return uint32(n.port.mtu()) }
+func (n *nic) SetMTU(uint32)                           {}
 func (n *nic) MaxHeaderLength() uint16                 { return 0 } // the writer makes the Ethernet header in its own memory
 func (n *nic) LinkAddress() tcpip.LinkAddress          { return tcpip.LinkAddress(n.port.net.cfg.GatewayMAC) }
 func (n *nic) SetLinkAddress(tcpip.LinkAddress)        {}

@@ -50,6 +50,7 @@ type port struct {
 	udp  udpSide
 	dhcp chan dhcpRequest
 
+	declared                             atomic.Int32 // the MTU that the guest has shown (mtu.go); 0: none yet
 	rxFrames, rxBytes, txFrames, txBytes atomic.Uint64
 	drops                                [flows.NumReasons]atomic.Uint64
 
@@ -82,7 +83,7 @@ func (n *Network) newPort(ctx context.Context, l link.Link, name string) (*port,
 	p.id = fmt.Sprintf("g%d", n.nextGuest.Add(1))
 	p.log = n.log.With("guest", p.id)
 	p.queue = newQueue(func() { p.drop(flows.ReasonQueueFull) })
-	p.nic = &nic{port: p, mtu: uint32(n.cfg.MTU)}
+	p.nic = &nic{port: p}
 	p.flooded = newBucket(floodRate, floodBurst)
 	s, err := newStack(p.nic, &n.cfg)
 	if err != nil {

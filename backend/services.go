@@ -57,10 +57,14 @@ func (n *Network) startServices() error {
 	if err != nil {
 		return fmt.Errorf("network %s: %w", c.Name, err)
 	}
+	mtu, large := c.MTU, c.LargeMTU
+	if c.LargeNICs {
+		mtu, large = c.LargeMTU, 0
+	}
 	n.dhcp, err = dhcp.New(dhcp.Config{
 		Prefix: c.Prefix4, Gateway: c.Gateway4, DNS: []netip.Addr{c.DNS4}, First: c.First4,
 		Prefix6: c.Prefix6, Gateway6: c.Gateway6, DNS6: []netip.Addr{c.DNS6},
-		MTU: c.MTU, Domain: c.Domain, Search: append([]string{c.Domain}, c.Search...),
+		MTU: mtu, LargeMTU: large, Domain: c.Domain, Search: append([]string{c.Domain}, c.Search...),
 		Static: static, NoNames: []string{"gateway", "host"},
 		InUse: n.inUse, OnLease: n.leased,
 	})
@@ -235,11 +239,18 @@ func (p *port) answerDHCP(r dhcpRequest) {
 	if src.Addr().Is6() {
 		kind, hl = etherIPv6, header.IPv6MinimumSize
 	}
-	f := newFrame(mac(reply.MAC), n.gatewayMAC, kind, hl+header.UDPMinimumSize+len(reply.Payload))
-	ip := f[link.Headroom+ethLen:]
-	putIP(ip, src.Addr(), reply.Dst.Addr(), header.UDPProtocolNumber, header.UDPMinimumSize+len(reply.Payload), 0)
-	putUDP(ip[hl:], src, reply.Dst, reply.Payload)
-	p.sendFrame(f)
+	send := func(payload []byte, padTo int) {
+		size := header.UDPMinimumSize + len(payload)
+		f := newFrame(mac(reply.MAC), n.gatewayMAC, kind, max(hl+size, padTo))
+		ip := f[link.Headroom+ethLen:]
+		putIP(ip, src.Addr(), reply.Dst.Addr(), header.UDPProtocolNumber, size, 0)
+		putUDP(ip[hl:], src, reply.Dst, payload)
+		p.sendFrame(f)
+	}
+	if reply.Large != nil {
+		send(reply.Large, n.cfg.LargeMTU)
+	}
+	send(reply.Payload, 0)
 }
 
 // What AddDNS refuses for a reason that callers tell apart (errors.Is).

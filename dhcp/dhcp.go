@@ -101,9 +101,11 @@ type Config struct {
 	DNS6     []netip.Addr // IPv6 servers told
 	Pool6    netip.Prefix // addresses leased; zero: Prefix6's ::1000 to ::1fff, which no EUI-64 or random address falls in
 
-	MTU    int      // option 26; 0: not told
-	Domain string   // option 15; "": not told
-	Search []string // option 119, DHCPv6 option 24; none: Domain alone if that is set
+	MTU int // option 26; 0: not told
+	// LargeMTU is told in Reply.Large in MTU's place; 0: there is none.
+	LargeMTU int
+	Domain   string   // option 15; "": not told
+	Search   []string // option 119, DHCPv6 option 24; none: Domain alone if that is set
 
 	LeaseTime time.Duration       // 0: DefaultLeaseTime
 	PerGuest  int                 // addresses of each family that one guest may hold; 0: DefaultPerGuest, less in a small pool
@@ -165,6 +167,11 @@ type Reply struct {
 	Dst     netip.AddrPort // RFC 2131 section 4.1; RFC 8415 section 18.3.10
 	MAC     MAC
 	Type    string // OFFER, ACK, NAK, ADVERTISE, REPLY, BOOTREPLY
+
+	// Large is Payload with LargeMTU in it, nil unless that is set and the client asks for an MTU in an exchange that
+	// this ACK ends. It is for a frame that is padded to LargeMTU and sent first: a client that hears it has a NIC
+	// that takes such frames, and passes over the second ACK; any other hears the second alone.
+	Large []byte
 }
 
 // Reason says why a message got no answer. The list is closed.
@@ -239,6 +246,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.MTU != 0 && (cfg.MTU < 68 || cfg.MTU > 65535) { // RFC 2132 section 5.1
 		return nil, fmt.Errorf("dhcp: MTU %d: want 68 to 65535", cfg.MTU)
+	}
+	if cfg.LargeMTU != 0 && (cfg.MTU == 0 || cfg.LargeMTU < cfg.MTU || cfg.LargeMTU > 65535) {
+		return nil, fmt.Errorf("dhcp: large MTU %d: want more than an MTU of %d, and at most 65535", cfg.LargeMTU, cfg.MTU)
 	}
 	if len(cfg.Search) == 0 && cfg.Domain != "" {
 		cfg.Search = []string{cfg.Domain}

@@ -271,12 +271,16 @@ func (s *Server) reply4(req *request4, kind dhcpv4.MessageType, addr netip.Addr)
 		put(dhcpv4.OptDomainName(s.cfg.Domain))
 	}
 	if s.cfg.MTU != 0 && asked(dhcpv4.OptionInterfaceMTU) {
-		put(dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, []byte{byte(s.cfg.MTU >> 8), byte(s.cfg.MTU)}))
+		put(optMTU(s.cfg.MTU))
 	}
 	if len(s.search) > 0 && asked(dhcpv4.OptionDNSDomainSearchList) {
 		put(dhcpv4.OptGeneric(dhcpv4.OptionDNSDomainSearchList, s.search))
 	}
 	return r
+}
+
+func optMTU(n int) dhcpv4.Option {
+	return dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, []byte{byte(n >> 8), byte(n)})
 }
 
 // nameFor is the name that a client is told: the one its lease holds, or the one that it is to have.
@@ -331,5 +335,12 @@ func (s *Server) pack(req *request4, m *dhcpv4.DHCPv4, kind string) (*Reply, err
 		dst, _ = netip.AddrFromSlice(slices.Clone(m.YourIPAddr))
 		to = req.client.mac
 	}
-	return &Reply{Payload: b, Dst: netip.AddrPortFrom(dst.Unmap(), dhcpv4.ClientPort), MAC: to, Type: kind}, nil
+	r := &Reply{Payload: b, Dst: netip.AddrPortFrom(dst.Unmap(), dhcpv4.ClientPort), MAC: to, Type: kind}
+	// Only for a client that says that it wants an MTU: a small device's whole ring of buffers may be less than the
+	// frame that Large goes into.
+	if s.cfg.LargeMTU != 0 && kind == "ACK" && req.Options.Has(dhcpv4.OptionParameterRequestList) && req.IsOptionRequested(dhcpv4.OptionInterfaceMTU) {
+		m.Options.Update(optMTU(s.cfg.LargeMTU))
+		r.Large = m.ToBytes()
+	}
+	return r, nil
 }
