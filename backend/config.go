@@ -46,7 +46,8 @@ type Config struct {
 	// LargeMTU, if not 0, is offered to each guest that receives frames as long; the others have MTU. Paravirtual
 	// NICs do, and are several times as fast with MaxMTU. From MTU to MaxMTU.
 	LargeMTU int
-	// LargeNICs says that all guests' NICs carry LargeMTU, so that it is offered to all.
+	// LargeNICs says that all guests' NICs carry LargeMTU, so that all are told of it. A guest that does not take it up
+	// works all the same: it gets nothing that is longer than MTU before it has shown that it takes more.
 	LargeNICs bool
 
 	// GatewayMAC is the gateway's own. Default 52:55:0a:00:02:02: 52:55 and the IPv4 address, as libslirp has it.

@@ -33,8 +33,9 @@ type Status struct {
 	Prefix6    netip.Prefix      `json:"prefix6"`
 	Gateway6   netip.Addr        `json:"gateway6"`
 	DNS6       netip.Addr        `json:"dns6"`
-	MTU        int               `json:"mtu"`                 // what every guest may be told
-	LargeMTU   int               `json:"large_mtu,omitempty"` // what those are offered whose NIC carries it
+	MTU        int               `json:"mtu"`                  // what every guest's NIC carries
+	LargeMTU   int               `json:"large_mtu,omitempty"`  // what those are offered whose NIC carries it
+	LargeNICs  bool              `json:"large_nics,omitempty"` // that is all of them
 	GatewayMAC string            `json:"gateway_mac"`
 	Since      time.Time         `json:"since"`
 	Guests     int               `json:"guests"`

@@ -41,6 +41,15 @@ func (p *port) mtu() int {
 	return p.net.cfg.MTU
 }
 
+// stackMTU is what the guest's stack takes for its MTU. Where the NIC is known to be a large one, the first segments
+// that come in from outside need not wait for the guest's word.
+func (p *port) stackMTU() int {
+	if c := &p.net.cfg; c.LargeNICs && p.declared.Load() == 0 {
+		return c.LargeMTU
+	}
+	return p.mtu()
+}
+
 // advertisedMTU is what router advertisements tell the guest, 0 for nothing: while nothing is known of its NIC, that of
 // the NIC stands, which may have been told by its VMM.
 func (p *port) advertisedMTU() int {

@@ -25,7 +25,7 @@ type nic struct {
 var _ stack.GSOEndpoint = (*nic)(nil)
 var _ stack.LinkEndpoint = (*nic)(nil)
 
-func (n *nic) MTU() uint32                             { return uint32(n.port.mtu()) }
+func (n *nic) MTU() uint32                             { return uint32(n.port.stackMTU()) }
 func (n *nic) SetMTU(uint32)                           {}
 func (n *nic) MaxHeaderLength() uint16                 { return 0 } // the writer makes the Ethernet header in its own memory
 func (n *nic) LinkAddress() tcpip.LinkAddress          { return tcpip.LinkAddress(n.port.net.cfg.GatewayMAC) }
