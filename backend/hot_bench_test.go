@@ -4,6 +4,7 @@ package backend
 // judged by nobody; allocations are kept by TestAllocs.
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"runtime"
 	"testing"
 
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -428,5 +430,36 @@ func BenchmarkAdmit(b *testing.B) {
 	for b.Loop() {
 		f, _ := p.net.admit(p, q, func(flows.Reason) {})
 		f.End(flows.ReasonNone)
+	}
+}
+
+// Headers are found in packets in one piece, as the stack makes them, and in such as are not.
+func TestHeadersOf(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		x := tcpPacket{v6: v6, size: 100, options: stamps, flags: header.TCPFlagAck}
+		made := x.build()
+		wantN, wantT := made.NetworkHeader().Slice(), made.TransportHeader().Slice()
+		whole := made.ToView().AsSlice()
+		for cut := range len(wantN) + len(wantT) + 1 {
+			var data buffer.Buffer
+			if cut > 0 {
+				data.Append(buffer.NewViewWithData(whole[:cut]))
+			}
+			data.Append(buffer.NewViewWithData(whole[cut:]))
+			pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: data})
+			pkt.NetworkProtocolNumber = made.NetworkProtocolNumber
+			pkt.TransportProtocolNumber = made.TransportProtocolNumber
+			pkt.NetworkHeader().Consume(len(wantN))
+			pkt.TransportHeader().Consume(len(wantT))
+			nh, th := headersOf(pkt)
+			if !bytes.Equal(nh, wantN) || !bytes.Equal(th, wantT) {
+				t.Fatalf("ipv6 %v, cut at %d: % x, % x; want % x, % x", v6, cut, nh, th, wantN, wantT)
+			}
+			var s splitter
+			s.add(pkt, splitDst, splitSrc)
+			x.check(t, s.frames)
+			pkt.DecRef()
+		}
+		made.DecRef()
 	}
 }

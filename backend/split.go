@@ -6,10 +6,10 @@ package backend
 import (
 	"encoding/binary"
 
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"github.com/vmnetd/vmnetd/backend/checksum"
 	"github.com/vmnetd/vmnetd/backend/link"
 )
 
@@ -34,6 +34,7 @@ type splitter struct {
 	slices [][]byte // backing of the frames' bodies
 	views  [][]byte // payload of the packet at hand
 	at     int      // the first of views that is not used up
+	first  []byte   // its headers, as the first frame has them
 }
 
 func (s *splitter) reset() {
@@ -44,8 +45,8 @@ func (s *splitter) reset() {
 	s.slices = s.slices[:0]
 }
 
-// head returns n zero bytes of the arena behind the headroom. An arena that is full is left to the frames that lie
-// in it.
+// head returns n bytes of the arena behind the headroom, with whatever they hold. An arena that is full is left to the
+// frames that lie in it.
 func (s *splitter) head(n int) []byte {
 	n += link.Headroom
 	if len(s.arena)+n > cap(s.arena) {
@@ -53,9 +54,7 @@ func (s *splitter) head(n int) []byte {
 	}
 	o := len(s.arena)
 	s.arena = s.arena[:o+n]
-	h := s.arena[o : o+n : o+n]
-	clear(h)
-	return h
+	return s.arena[o : o+n : o+n]
 }
 
 func putEthernet(b []byte, dst, src []byte, v6 bool) {
@@ -68,16 +67,37 @@ func putEthernet(b []byte, dst, src []byte, v6 bool) {
 	binary.BigEndian.PutUint16(b[12:], t)
 }
 
+// headersOf returns the network's and the transport's header of a packet. gVisor's own way to either costs as much as
+// all else about a small frame.
+func headersOf(pkt *stack.PacketBuffer) (nh, th []byte) {
+	views, off := pkt.AsViewList()
+	n := pkt.HeaderSize()
+	if v := views.Front(); n >= header.IPv4MinimumSize && v.Size() >= off+n { // in one piece, as all are that it makes
+		b := v.AsSlice()[off : off+n]
+		hl := int(b[0]&0xf) * 4
+		if pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber {
+			hl = header.IPv6MinimumSize
+			if n < hl || b[6] != byte(header.TCPProtocolNumber) {
+				hl = n + 1 // it has to be asked
+			}
+		}
+		if hl <= n {
+			return b[:hl:hl], b[hl:]
+		}
+	}
+	return pkt.NetworkHeader().Slice(), pkt.TransportHeader().Slice()
+}
+
 // add appends the frames of pkt, sent from MAC src to MAC dst.
 func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
-	nh, th := pkt.NetworkHeader().Slice(), pkt.TransportHeader().Slice()
 	v6 := pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber
+	nh, th := headersOf(pkt)
 	if pkt.TransportProtocolNumber != header.TCPProtocolNumber || len(th) < header.TCPMinimumSize {
 		s.addPlain(pkt, dst, src, v6)
 		return
 	}
 	s.views, s.at = s.views[:0], 0
-	size := pkt.Data().Size()
+	size := 0
 	skip := len(nh) + len(th)
 	views, off := pkt.AsViewList()
 	skip += off
@@ -88,6 +108,7 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 			continue
 		}
 		s.views = append(s.views, p[skip:])
+		size += len(p) - skip
 		skip = 0
 	}
 	// What a host peer trickled while the guest took nothing lies in as many pieces as it came in.
@@ -96,22 +117,23 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 	if g := pkt.GSOOptions; g.Type != stack.GSONone && g.MSS > 0 && int(g.MSS) < size {
 		mss = int(g.MSS)
 	}
+
+	// What all frames share: the header, and the sums of its parts that do not change.
+	hdr := ethLen + len(nh) + len(th)
+	all := append(append(append(s.first[:0], make([]byte, ethLen)...), nh...), th...)
+	putEthernet(all, dst, src, v6)
+	s.first = all
 	tcpSum := tcpHeaderSum(nh, th, v6)
-	ipSum := uint16(0)
-	if !v6 {
-		ipSum = checksum.Checksum(nh[:2], 0) // all but the length and the checksum itself
-		ipSum = checksum.Checksum(nh[4:10], ipSum)
-		ipSum = checksum.Checksum(nh[12:], ipSum)
-	}
 	seq := binary.BigEndian.Uint32(th[4:])
 	flags := th[13]
-	id := uint16(0)
+	ipSum, id := uint32(0), uint16(0)
 	if !v6 {
 		id = header.IPv4(nh).ID()
+		// All but the length, the ID and the checksum itself: x and ^x make zero.
+		ipSum = uint32(checksum.Sum(nh, 0)) + uint32(^binary.BigEndian.Uint16(nh[2:])) + uint32(^id) + uint32(^header.IPv4(nh).Checksum())
 	}
 	for done, first := 0, true; first || done < size; first = false {
 		n := min(mss, size-done)
-		hdr := ethLen + len(nh) + len(th)
 		inline := crumbs || n <= copyPayload
 		want := hdr
 		if inline {
@@ -119,46 +141,56 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 		}
 		head := s.head(want)
 		b := head[link.Headroom:]
-		putEthernet(b, dst, src, v6)
+		copy(b, all)
 		ip := b[ethLen:]
-		copy(ip, nh)
 		if v6 {
 			header.IPv6(ip).SetPayloadLength(uint16(len(nh) - header.IPv6MinimumSize + len(th) + n))
 		} else {
-			h := header.IPv4(ip)
 			total := uint16(len(nh) + len(th) + n)
-			h.SetTotalLength(total)
-			sum := checksum.Combine(ipSum, total)
-			if !first { // RFC 6864: an atomic datagram's ID is free; others' must differ
-				h.SetID(id)
-				sum = checksum.Combine(sum, checksum.Combine(id, ^header.IPv4(nh).ID()))
-			}
-			h.SetChecksum(^sum)
+			binary.BigEndian.PutUint16(ip[2:], total)
+			binary.BigEndian.PutUint16(ip[4:], id) // RFC 6864: an atomic datagram's is free; others' must differ
+			binary.BigEndian.PutUint16(ip[10:], ^fold(ipSum+uint32(total)+uint32(id)))
 		}
 		t := ip[len(nh):]
-		copy(t, th)
-		binary.BigEndian.PutUint32(t[4:], seq+uint32(done))
+		at := seq + uint32(done)
+		binary.BigEndian.PutUint32(t[4:], at)
 		f := flags
 		if done+n < size {
 			f &^= uint8(header.TCPFlagFin | header.TCPFlagPsh)
 		}
 		t[13] = f
-		sum := checksum.Combine(tcpSum, uint16(len(th)+n))
-		sum = addUint32(sum, seq+uint32(done))
-		sum = checksum.Combine(sum, uint16(f))
+		sum := tcpSum + uint32(len(th)+n) + at>>16 + at&0xffff + uint32(f)
 		var body [][]byte
 		if inline {
 			data := t[len(th):len(th)]
-			s.cut(n, func(p []byte) { data = append(data, p...) })
-			sum = checksum.Checksum(data, sum)
+			for left := n; left > 0; {
+				p := s.cut(left)
+				data = append(data, p...)
+				left -= len(p)
+			}
+			clear(b[hdr+n:]) // padding
+			sum += uint32(checksum.Sum(data, 0))
 		} else {
 			start := len(s.slices)
-			var c checksum.Checksumer
-			s.cut(n, func(p []byte) { s.slices = append(s.slices, p); c.Add(p) })
+			p := s.cut(n)
+			s.slices = append(s.slices, p)
+			if len(p) == n {
+				sum += uint32(checksum.Sum(p, 0))
+			} else {
+				var c checksum.Pieces
+				for left := n; ; {
+					c.Add(p)
+					if left -= len(p); left == 0 {
+						break
+					}
+					p = s.cut(left)
+					s.slices = append(s.slices, p)
+				}
+				sum += uint32(c.Sum())
+			}
 			body = s.slices[start:len(s.slices):len(s.slices)]
-			sum = checksum.Combine(sum, c.Checksum())
 		}
-		binary.BigEndian.PutUint16(t[16:], ^sum)
+		binary.BigEndian.PutUint16(t[16:], ^fold(sum))
 		s.frames = append(s.frames, link.Frame{Head: head, Body: body})
 		done += n
 		id++
@@ -167,39 +199,33 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 
 // tcpHeaderSum sums what all segments share: the pseudo-header without its length, the ports, ack, window, urgent
 // pointer, options and the data offset, but neither sequence number, flags nor the checksum itself.
-func tcpHeaderSum(nh, th []byte, v6 bool) uint16 {
-	var src, dst []byte
+func tcpHeaderSum(nh, th []byte, v6 bool) uint32 {
+	ends := nh[12:20]
 	if v6 {
-		src, dst = nh[8:24], nh[24:40]
-	} else {
-		src, dst = nh[12:16], nh[16:20]
+		ends = nh[8:40]
 	}
-	sum := checksum.Checksum(src, uint16(header.TCPProtocolNumber))
-	sum = checksum.Checksum(dst, sum)
-	sum = checksum.Checksum(th[:4], sum)
-	sum = checksum.Checksum(th[8:12], sum)
-	sum = checksum.Combine(sum, uint16(th[12])<<8)
-	sum = checksum.Checksum(th[14:16], sum)
-	return checksum.Checksum(th[18:], sum)
+	sum := uint32(checksum.Sum(ends, uint16(header.TCPProtocolNumber)))
+	sum += uint32(binary.BigEndian.Uint16(th)) + uint32(binary.BigEndian.Uint16(th[2:])) // ports
+	sum += uint32(binary.BigEndian.Uint16(th[8:])) + uint32(binary.BigEndian.Uint16(th[10:]))
+	sum += uint32(th[12])<<8 + uint32(binary.BigEndian.Uint16(th[14:]))
+	return sum + uint32(checksum.Sum(th[18:], 0))
 }
 
-func addUint32(sum uint16, v uint32) uint16 {
-	return checksum.Combine(checksum.Combine(sum, uint16(v>>16)), uint16(v))
+// fold brings the sum of some checksums to one.
+func fold(sum uint32) uint16 {
+	sum = sum>>16 + sum&0xffff
+	return uint16(sum + sum>>16)
 }
 
-// cut takes n bytes from the front of the payload.
-func (s *splitter) cut(n int, f func([]byte)) {
-	for n > 0 {
-		p := s.views[s.at]
-		if len(p) > n {
-			f(p[:n])
-			s.views[s.at] = p[n:]
-			return
-		}
-		f(p)
-		n -= len(p)
-		s.at++
+// cut takes up to n bytes from the front of the payload, in one piece.
+func (s *splitter) cut(n int) []byte {
+	p := s.views[s.at]
+	if len(p) > n {
+		s.views[s.at] = p[n:]
+		return p[:n]
 	}
+	s.at++
+	return p
 }
 
 // addPlain copies a packet that needs no splitting: ICMP, and what gVisor has fragmented.
@@ -212,5 +238,6 @@ func (s *splitter) addPlain(pkt *stack.PacketBuffer, dst, src []byte, v6 bool) {
 	for _, p := range pkt.AsSlices() {
 		at = at[copy(at, p):]
 	}
+	clear(at) // padding
 	s.frames = append(s.frames, link.Frame{Head: head})
 }
