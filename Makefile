@@ -1,5 +1,7 @@
 # make demo    a real guest behind vmnetd, shown in under a minute
 # make test    everything, as CI runs it
+# make bench   vmnetd beside its peers on this machine (root): BENCHFLAGS="--tests all --rounds 3 --markdown table.md",
+#              BENCHFLAGS=--help tells all
 # make build   bin/vmnetd
 # make fmt     format the tree
 # make clean   remove what make built
@@ -10,7 +12,7 @@ GO ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM = gotest.tools/gotestsum@v1.13.0
 
-.PHONY: build demo test check fmt clean
+.PHONY: build demo test bench check fmt clean
 
 build:
 	@mkdir -p bin
@@ -29,6 +31,12 @@ test: check
 	@echo "go test -race ./..."
 	@if [ "$$(id -u)" = 0 ]; then CI=true; export CI; fi; \
 	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -race -p 1 ./...
+
+# A binary of its own: it starts itself again in namespaces.
+bench: build
+	@sh e2e/deps.sh bench
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./e2e/bench
+	@bin/bench $(BENCHFLAGS)
 
 check:
 	@sh e2e/deps.sh test

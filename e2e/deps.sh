@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that the demo or the tests need and that are not here yet.
 #
-#   e2e/deps.sh demo|test
+#   e2e/deps.sh demo|test|bench
 #
 # What is here already is left alone, so it needs no rights and no network then. Otherwise it
 # needs root or sudo. The guests' kernel and busybox are not installed at all: e2e/vm unpacks them
@@ -12,12 +12,14 @@ set -eu
 demo="qemu-system-x86_64:qemu-system-x86"
 # gcc and the C headers for go test -race; ip for namespaces; real DHCP clients
 test="$demo gcc:gcc /usr/include/stdio.h:libc6-dev ip:iproute2 dhclient:isc-dhcp-client busybox:busybox-static"
+bench="ip:iproute2 iperf3:iperf3" # the peers are the user's choice
 
 case ${1-} in
 demo) want=$demo ;;
 test) want=$test ;;
+bench) want=$bench ;;
 *)
-	echo "usage: e2e/deps.sh demo|test" >&2
+	echo "usage: e2e/deps.sh demo|test|bench" >&2
 	exit 2
 	;;
 esac
