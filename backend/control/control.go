@@ -26,6 +26,7 @@
 //	GET    /v1/dns                local records
 //	POST   /v1/dns                add: {"name":"db","type":"A","value":"10.0.2.20"}
 //	DELETE /v1/dns                remove: ?name= and, to be exact, ?type= ?value=
+//	GET    /v1/debug/pprof/       with Profile: what net/http/pprof has
 //
 // Every path takes ?network=NAME; without it the daemon's first network is meant. Lists are JSON arrays, never null.
 // An error is a [Problem] (RFC 9457, application/problem+json) that says what was wrong and what would be right.

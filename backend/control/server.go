@@ -47,6 +47,8 @@ type Server struct {
 	Listen []string
 	// Logger hears who changed what. Default slog.Default.
 	Logger *slog.Logger
+	// Profile opens /v1/debug/pprof/: Go's profiles of the process.
+	Profile bool
 
 	allowed func(peer) bool // nil: own uid and root. Tests put themselves outside.
 }
@@ -134,6 +136,7 @@ func (s *Server) handler() http.Handler {
 		mux.Handle(r.path, s.serve(r))
 		known = append(known, r.path)
 	}
+	s.profiles(mux)
 	hint := "there is " + strings.Join(known, ", ")
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, problem(http.StatusNotFound, hint, "no such path: %s", short(r.URL.Path)))
