@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vmnetd/vmnetd/backend"
 )
 
 func TestAddNetwork(t *testing.T) {
@@ -36,7 +38,7 @@ func TestAddNetwork(t *testing.T) {
 		{"/opt/qemu-system-s390x", "", dev + "|-device|virtio-net,netdev=vmnetd,mac=52:54:00:01:02:03"},
 		{"qemu-system-aarch64", "-M|virt", "-M|virt|" + dev + card},
 	} {
-		got, err := addNetwork(c.program, split(c.args), w)
+		got, _, err := addNetwork(c.program, split(c.args), w)
 		if err != nil || strings.Join(got, "|") != c.want {
 			t.Errorf("%s %s\n got %s (%v)\nwant %s", c.program, c.args, strings.Join(got, "|"), err, c.want)
 		}
@@ -46,12 +48,12 @@ func TestAddNetwork(t *testing.T) {
 		"-netdev|vmnetd,id=n0|-netdev|socket,id=vmnetd,fd=3",
 	} {
 		var usage usageError
-		if got, err := addNetwork("qemu-system-x86_64", split(bad), w); !errors.As(err, &usage) {
+		if got, _, err := addNetwork("qemu-system-x86_64", split(bad), w); !errors.As(err, &usage) {
 			t.Errorf("%s: %v, %v", bad, got, err)
 		}
 	}
 	given := []string{"-netdev", "vmnetd", "x"}
-	if _, err := addNetwork("qemu", given, w); err != nil || !slices.Equal(given, []string{"-netdev", "vmnetd", "x"}) {
+	if _, _, err := addNetwork("qemu", given, w); err != nil || !slices.Equal(given, []string{"-netdev", "vmnetd", "x"}) {
 		t.Errorf("the caller's arguments became %q (%v)", given, err)
 	}
 }
@@ -127,5 +129,77 @@ func TestQuoting(t *testing.T) {
 	row(&b, "a\x1b[31mb\tc\n", "")
 	if b.String() != "a?[31mb?c?\t-\n" {
 		t.Errorf("%q reaches the terminal", b.String())
+	}
+}
+
+func TestCard(t *testing.T) {
+	auto := backend.Config{LargeMTU: 65520}
+	all := backend.Config{LargeMTU: 65520, LargeNICs: true}
+	small := backend.Config{}
+	for _, c := range []struct {
+		args, device string // that is added
+		want         backend.Config
+	}{
+		{"", "virtio-net-pci,netdev=vmnetd,mac=52:54:00:01:02:03,host_mtu=65520", all},
+		{"-nic|vmnetd,model=virtio-net-pci", "virtio-net-pci,netdev=vmnetd,mac=52:54:00:01:02:03,host_mtu=65520", all},
+		{"-nic|vmnetd,model=e1000", "e1000,netdev=vmnetd,mac=52:54:00:01:02:03", small},
+		{"-nic|vmnetd,model=rtl8139", "rtl8139,netdev=vmnetd,mac=52:54:00:01:02:03", small},
+		{"-device|virtio-net-pci,netdev=vmnetd", "", all},
+		{"-device|virtio-net-pci-non-transitional,netdev=vmnetd,mrg_rxbuf=on", "", all},
+		{"-netdev|vmnetd,id=n|-device|{\"driver\":\"virtio-net-ccw\",\"netdev\":\"n\"}", "", all},
+		{"-device|usb-net,netdev=vmnetd", "", small},
+		{"-device|vmxnet3,netdev=vmnetd|-device|virtio-net-pci,netdev=other", "", small},
+		// A card that has been told something.
+		{"-device|virtio-net-pci,netdev=vmnetd,host_mtu=9000", "", backend.Config{LargeMTU: 9000, LargeNICs: true}},
+		{"-device|virtio-net-pci,netdev=vmnetd,host_mtu=9000,mrg_rxbuf=off", "", backend.Config{LargeMTU: 9000, LargeNICs: true}},
+		{"-device|virtio-net-pci,netdev=vmnetd,host_mtu=65535", "", all},
+		{"-device|virtio-net-pci,netdev=vmnetd,host_mtu=1400", "", backend.Config{MTU: 1400}},
+		{"-device|virtio-net-pci,netdev=vmnetd,host_mtu=576", "", backend.Config{MTU: 1280}},
+		// One whose buffers may be small shows what they are.
+		{"-device|virtio-net-pci,netdev=vmnetd,mrg_rxbuf=off", "", auto},
+		{"-device|{\"driver\":\"virtio-net-pci\",\"netdev\":\"vmnetd\",\"mrg_rxbuf\":false}", "", auto},
+		{"-global|virtio-net-pci.mrg_rxbuf=off|-device|virtio-net-pci,netdev=vmnetd", "", auto},
+	} {
+		w := wire{fd: 3, mac: "52:54:00:01:02:03", mtu: mtuValue(0).card()}
+		args, at, err := addNetwork("qemu-system-x86_64", split(c.args), w)
+		if err != nil {
+			t.Errorf("%s: %v", c.args, err)
+			continue
+		}
+		added := ""
+		if len(args) > len(split(c.args)) && args[len(args)-2] == "-device" {
+			added = args[len(args)-1]
+		}
+		got := backend.Config{}
+		mtuValue(0).set(&got)
+		at.set(&got)
+		if added != c.device || got.MTU != c.want.MTU || got.LargeMTU != c.want.LargeMTU || got.LargeNICs != c.want.LargeNICs {
+			t.Errorf("%s: added %q, MTU %d, large %d, all %v", c.args, added, got.MTU, got.LargeMTU, got.LargeNICs)
+		}
+	}
+}
+
+func TestMTUValue(t *testing.T) {
+	for _, c := range []struct {
+		s    string
+		want backend.Config
+		card int
+	}{
+		{"auto", backend.Config{LargeMTU: 65520}, 65520}, {"1280", backend.Config{MTU: 1280}, 1280}, {"1500", backend.Config{MTU: 1500}, 0},
+		{"9000", backend.Config{LargeMTU: 9000, LargeNICs: true}, 9000}, {"65520", backend.Config{LargeMTU: 65520, LargeNICs: true}, 65520},
+	} {
+		v := mtuValue(7)
+		var got backend.Config
+		if err := v.Set(c.s); err != nil || v.String() != c.s {
+			t.Errorf("%s: %v, %s", c.s, err, &v)
+		}
+		if v.set(&got); got.MTU != c.want.MTU || got.LargeMTU != c.want.LargeMTU || got.LargeNICs != c.want.LargeNICs || v.card() != c.card {
+			t.Errorf("%s: MTU %d, large %d, all %v, card %d", c.s, got.MTU, got.LargeMTU, got.LargeNICs, v.card())
+		}
+	}
+	for _, s := range []string{"", "0", "1279", "65521", "-1", "1500.0", "Auto", "9k", "99999999999999999999"} {
+		if err := new(mtuValue).Set(s); err == nil {
+			t.Errorf("%q is accepted", s)
+		}
 	}
 }

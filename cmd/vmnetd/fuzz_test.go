@@ -11,7 +11,7 @@ func FuzzAddNetwork(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		w := wire{fd: 3, mac: "52:54:00:01:02:03"}
 		in := strings.Split(s, "\n")
-		out, err := addNetwork("qemu-system-x86_64", in, w)
+		out, _, err := addNetwork("qemu-system-x86_64", in, w)
 		if err != nil {
 			return
 		}
@@ -29,7 +29,7 @@ func FuzzAddNetwork(f *testing.F) {
 		}
 		// An option without its value, or one for a value, is not QEMU's syntax: ours may then be read as its value.
 		odd := slices.ContainsFunc(in, func(s string) bool { return strings.HasPrefix(s, "-") && s != "-m" && s != "-M" })
-		if again, err := addNetwork("qemu-system-x86_64", out, w); changed == 0 && !odd && (err != nil || !slices.Equal(again, out)) {
+		if again, _, err := addNetwork("qemu-system-x86_64", out, w); changed == 0 && !odd && (err != nil || !slices.Equal(again, out)) {
 			t.Fatalf("%q, and once more %q", out, again)
 		}
 	})

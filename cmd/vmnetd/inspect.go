@@ -240,7 +240,7 @@ func writeStatus(w io.Writer, st control.Status) {
 		row(w, "network", fmt.Sprintf("%s, since %s", n.Name, n.Since.Local().Format(time.DateTime)))
 		row(w, "IPv4", fmt.Sprintf("%s, gateway %s, DNS %s", n.Prefix4, n.Gateway4, n.DNS4))
 		row(w, "IPv6", fmt.Sprintf("%s, gateway %s, DNS %s; %s", n.Prefix6, n.Gateway6, n.DNS6, router))
-		row(w, "MTU", n.MTU)
+		row(w, "MTU", mtus(n))
 		row(w, "gateway MAC", n.GatewayMAC)
 		row(w, "resolvers", strings.Join(n.Resolvers, ", "))
 		row(w, "ping IPv4", n.Ping4)
@@ -252,6 +252,16 @@ func writeStatus(w io.Writer, st control.Status) {
 			row(w, "warning", warn)
 		}
 	}
+}
+
+func mtus(n backend.Status) string {
+	switch {
+	case n.LargeMTU == 0:
+		return strconv.Itoa(n.MTU)
+	case n.LargeNICs:
+		return strconv.Itoa(n.LargeMTU)
+	}
+	return fmt.Sprintf("%d, or %d for cards that carry it", n.MTU, n.LargeMTU)
 }
 
 func counts(m map[string]uint64) string {
@@ -266,13 +276,17 @@ func counts(m map[string]uint64) string {
 }
 
 func writeGuests(w io.Writer, list []backend.GuestInfo) {
-	row(w, "ID", "NAME", "MAC", "ADDRESSES", "SINCE", "SENT", "RECEIVED", "FLOWS", "DROPPED", "LINK")
+	row(w, "ID", "NAME", "MAC", "ADDRESSES", "SINCE", "MTU", "SENT", "RECEIVED", "FLOWS", "DROPPED", "LINK")
 	for _, g := range list {
 		var addrs []string
 		for _, a := range g.Addrs {
 			addrs = append(addrs, a.String())
 		}
-		row(w, g.ID, g.Name, g.MAC, strings.Join(addrs, ","), ago(g.Since), size(g.RxBytes), size(g.TxBytes), g.Flows, counts(g.Dropped), g.Link)
+		mtu := "" // it has not shown any yet
+		if g.MTU > 0 {
+			mtu = strconv.Itoa(g.MTU)
+		}
+		row(w, g.ID, g.Name, g.MAC, strings.Join(addrs, ","), ago(g.Since), mtu, size(g.RxBytes), size(g.TxBytes), g.Flows, counts(g.Dropped), g.Link)
 	}
 }
 

@@ -43,6 +43,7 @@ type door struct {
 	conn    net.Conn      // an inherited connection: one guest
 	remove  func()        // takes the socket file away; never nil
 	note    string        // what the user should know
+	mtu     int           // of the cards that lines has; 0: their own
 	places  chan struct{} // one for each guest that may be there; shared by the daemon's doors
 }
 

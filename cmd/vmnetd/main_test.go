@@ -152,7 +152,7 @@ func waitUntil(fatalf func(string, ...any), what string, is func() bool) {
 }
 
 // fakeQEMU is a VMM as far as vmnetd sees one: it takes QEMU's -netdev, sends frames, and has a -then for how it
-// ends: "exit:7", "kill", "wait" (says "up", then which signals come, until TERM), "gone" (until its wire ends).
+// ends: "exit:7", "kill", "status" (asks the daemon first), "wait" (says "up", then which signals come, until TERM), "gone" (until its wire ends).
 func fakeQEMU(args []string) int {
 	if slices.Contains(args, "--version") {
 		v := os.Getenv("FAKE_QEMU_VERSION")
@@ -197,6 +197,12 @@ func fakeQEMU(args []string) int {
 	what, n, _ := strings.Cut(then, ":")
 	code, _ := strconv.Atoi(n)
 	switch what {
+	case "status":
+		said, err := exec.Command("vmnetd", "status").CombinedOutput()
+		fmt.Printf("%s", said)
+		if err != nil {
+			return 3
+		}
 	case "kill":
 		p, _ := os.FindProcess(os.Getpid())
 		p.Kill()

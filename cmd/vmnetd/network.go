@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -17,10 +18,12 @@ import (
 // networkFlags are the flags of serve and run that make a network.
 type networkFlags struct {
 	cfg       backend.Config
+	mtu       mtuValue
 	resolvers []string
 	static    []string
 	openLL    []string
 	forwards  []string
+	profile   bool
 	logLevel  slog.Level
 	logFormat string
 }
@@ -48,7 +51,7 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 	fs.Var(&prefixValue{&c.Prefix6}, "net6", "guests' IPv6 `PREFIX`, a /64 (default one of the network's own in fd00::/8)")
 	fs.TextVar(&c.Gateway6, "gateway6", netip.Addr{}, "IPv6 `ADDRESS` of the gateway (default ::2 of the prefix)")
 	fs.TextVar(&c.DNS6, "dns-addr6", netip.Addr{}, "IPv6 `ADDRESS` of the DNS server (default ::3 of the prefix)")
-	fs.IntVar(&c.MTU, "mtu", 0, "largest packet, 1280 to 65520 `BYTES`; a large one is several times as fast with virtio (default 1500)")
+	fs.Var(&n.mtu, "mtu", "largest packet of a guest: `auto` for 65520 where its card carries that and 1500 else, or 1280 to 65520 bytes for all")
 	fs.StringVar(&c.Domain, "domain", "", "guests' DNS `DOMAIN` (default internal)")
 	fs.StringArrayVar(&c.Search, "search", nil, "further DNS search `DOMAIN` told to guests; may be repeated")
 	fs.StringArrayVar(&n.resolvers, "resolver", nil, "`ADDRESS[:PORT]` that is asked for other names; may be repeated (default the host's own)")
@@ -57,6 +60,7 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 	fs.StringArrayVar(&n.openLL, "open-link-local", nil, "link-local `PREFIX` that guests may reach, as 169.254.169.254/32; may be repeated")
 	fs.BoolVar(&c.Isolate, "isolate", false, "keep guests from one another")
 	fs.StringVar(&c.StateDir, "state-dir", "", "`FOLDER` where leases survive a restart (default: they do not)")
+	fs.BoolVar(&n.profile, "pprof", false, "Go's profiles of the daemon on the control socket, under /v1/debug/pprof/")
 	n.logLevel = level
 	fs.TextVar(&n.logLevel, "log-level", level, "`LEVEL` of the log: debug, info, warn, error")
 	fs.StringVar(&n.logFormat, "log-format", "text", "`FORMAT` of the log: text or json")
@@ -96,6 +100,7 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule
 		}
 		c.Static[mac] = append(c.Static[mac], addrs...)
 	}
+	n.mtu.set(&c)
 	var rules []portforward.Rule
 	for _, s := range n.forwards {
 		r, err := portforward.ParseRule(s)
@@ -117,6 +122,58 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule
 		c.Limits.Total = conversations(limit)
 	}
 	return c, rules, nil
+}
+
+// mtuValue is a number of bytes, or 0 for auto.
+type mtuValue int
+
+func (v *mtuValue) Type() string { return "mtu" }
+
+func (v *mtuValue) String() string {
+	if *v == 0 {
+		return "auto"
+	}
+	return strconv.Itoa(int(*v))
+}
+
+func (v *mtuValue) Set(s string) error {
+	if s == "auto" {
+		*v = 0
+		return nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < backend.MinMTU || n > backend.MaxMTU {
+		return fmt.Errorf("want auto, or %d (the least that IPv6 works with) to %d bytes", backend.MinMTU, backend.MaxMTU)
+	}
+	*v = mtuValue(n)
+	return nil
+}
+
+// ethernetMTU is what every card carries.
+const ethernetMTU = 1500
+
+// card is what a virtio card is made to tell its guest; 0 for nothing, since that is what it has by itself.
+func (v mtuValue) card() int {
+	switch v {
+	case 0:
+		return backend.MaxMTU
+	case ethernetMTU:
+		return 0
+	}
+	return int(v)
+}
+
+// set makes the choice a configuration's. A number is told to all guests; one that ignores a large one still works,
+// since the network makes sure before it sends it packets as long.
+func (v mtuValue) set(c *backend.Config) {
+	switch {
+	case v == 0:
+		c.LargeMTU = backend.MaxMTU
+	case v > ethernetMTU:
+		c.LargeMTU, c.LargeNICs = int(v), true
+	default:
+		c.MTU = int(v)
+	}
 }
 
 // conversations is how many there may be with so many descriptors. Each takes one; an eighth, and no less than 256,

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/vmnetd/vmnetd/backend"
 )
 
 // How 'run' gives a QEMU command its network, in one rule: what is missing is added. A wire is missing unless a
@@ -26,6 +28,35 @@ type wire struct {
 	fd  int  // the descriptor
 	old bool // QEMU up to 7.1 knows no -netdev stream
 	mac string
+	mtu int // of a virtio card that we add; 0: its own
+}
+
+// card is what is known of the network card at our wire. The zero card is one of which nothing is.
+type card struct {
+	driver string
+	mtu    int  // what the guest's driver is told by the card itself (host_mtu); 0: nothing
+	small  bool // as virtio, and its buffers may hold no more than an Ethernet frame each
+}
+
+// virtio says whether it is virtio-net, on whatever bus.
+func (c card) virtio() bool { return strings.HasPrefix(c.driver, "virtio-net") }
+
+// set narrows down what --mtu auto is for a card. A virtio card of which nothing more is said carries the largest,
+// since QEMU's puts a frame into as many of the guest's buffers as it takes (mrg_rxbuf); without that, a driver that
+// was not told a large MTU as it started has small buffers. Of every other card nobody knows what its driver does with
+// an MTU that the card cannot carry, so its guest is not tempted.
+func (c card) set(cfg *backend.Config) {
+	switch {
+	case c.driver == "" || c.virtio() && c.mtu == 0 && c.small:
+	case !c.virtio():
+		cfg.LargeMTU = 0
+	case c.mtu == 0:
+		cfg.LargeNICs = true
+	case c.mtu > ethernetMTU:
+		cfg.LargeMTU, cfg.LargeNICs = min(c.mtu, backend.MaxMTU), true
+	default:
+		cfg.MTU, cfg.LargeMTU = max(c.mtu, backend.MinMTU), 0
+	}
 }
 
 func (w wire) netdev(id string) string {
@@ -115,15 +146,15 @@ func wantsNetwork(program string, args []string) bool {
 	return false
 }
 
-// addNetwork returns a QEMU command's arguments with what its network misses.
-func addNetwork(program string, args []string, w wire) ([]string, error) {
+// addNetwork returns a QEMU command's arguments with what its network misses, and the card that is at our wire.
+func addNetwork(program string, args []string, w wire) ([]string, card, error) {
 	for _, a := range args {
 		if a == "-daemonize" || a == "--daemonize" {
-			return nil, usagef("-daemonize: the network ends with the command that 'run' waits for; use 'vmnetd serve', or & without -daemonize")
+			return nil, card{}, usagef("-daemonize: the network ends with the command that 'run' waits for; use 'vmnetd serve', or & without -daemonize")
 		}
 	}
 	out := append([]string(nil), args...)
-	id, placed, card := netID, 0, ""
+	id, placed, model := netID, 0, ""
 	for _, o := range options(args, "netdev", "type") {
 		switch {
 		case o.kind == netID:
@@ -133,7 +164,7 @@ func addNetwork(program string, args []string, w wire) ([]string, error) {
 			}
 			for _, kv := range o.keys {
 				if kv[0] != "id" {
-					return nil, usagef("-netdev vmnetd has no option %q: it knows id", kv[0])
+					return nil, card{}, usagef("-netdev vmnetd has no option %q: it knows id", kv[0])
 				}
 			}
 			out[o.at] = w.netdev(id)
@@ -146,7 +177,6 @@ func addNetwork(program string, args []string, w wire) ([]string, error) {
 			continue
 		}
 		placed++
-		model := ""
 		for _, kv := range o.keys {
 			switch kv[0] {
 			case "id":
@@ -156,30 +186,50 @@ func addNetwork(program string, args []string, w wire) ([]string, error) {
 			case "mac":
 				w.mac = kv[1]
 			default:
-				return nil, usagef("-nic vmnetd has no option %q: it knows id, model and mac", kv[0])
+				return nil, card{}, usagef("-nic vmnetd has no option %q: it knows id, model and mac", kv[0])
 			}
 		}
 		if model == "" || model == "virtio" {
 			model = virtio(program, args)
 		}
 		out[o.at-1], out[o.at] = "-netdev", w.netdev(id)
-		card = model
 	}
 	if placed > 1 {
-		return nil, usagef("%d of the command's networks are vmnetd: 'run' has one wire; use 'vmnetd serve' for more", placed)
+		return nil, card{}, usagef("%d of the command's networks are vmnetd: 'run' has one wire; use 'vmnetd serve' for more", placed)
 	}
 	if placed == 0 {
 		out = append(out, "-netdev", w.netdev(id))
 	}
-	if card == "" {
+	if model == "" {
 		for _, o := range options(args, "device", "driver") {
 			if o.get("netdev") == id {
-				return out, nil
+				return out, cardOf(o, args), nil
 			}
 		}
-		card = virtio(program, args)
+		model = virtio(program, args)
 	}
-	return append(out, "-device", fmt.Sprintf("%s,netdev=%s,mac=%s", card, qemuEscape(id), w.mac)), nil
+	device := fmt.Sprintf("%s,netdev=%s,mac=%s", model, qemuEscape(id), w.mac)
+	if w.mtu != 0 && (card{driver: model}).virtio() {
+		device += fmt.Sprintf(",host_mtu=%d", w.mtu)
+	}
+	return append(out, "-device", device), cardOf(parseOption(device, 0, "driver"), args), nil
+}
+
+// cardOf is what a -device says of a card, and -global of all of its kind.
+func cardOf(device option, args []string) card {
+	c := card{driver: device.kind}
+	c.mtu, _ = strconv.Atoi(device.get("host_mtu")) // what is no number is QEMU's to refuse
+	switch device.get("mrg_rxbuf") {
+	case "", "on", "yes", "true", "y":
+	default:
+		c.small = true
+	}
+	for i := 0; i+1 < len(args); i++ {
+		if (args[i] == "-global" || args[i] == "--global") && (strings.Contains(args[i+1], "mrg_rxbuf") || strings.Contains(args[i+1], "host_mtu")) {
+			c.small = true // or not: the guest will show
+		}
+	}
+	return c
 }
 
 // virtio is the card for a machine.
@@ -215,18 +265,17 @@ func vmMAC(args []string, dir string) string {
 
 var versionRE = regexp.MustCompile(`version (\d+)\.(\d+)`)
 
-// oldQEMU says whether a QEMU is older than 7.2, which brought -netdev stream. One that does not tell is taken for
-// new: the old ones told.
-func oldQEMU(ctx context.Context, program string) (old bool, told bool) {
+// qemuVersion is a QEMU's version, as 702 for 7.2.
+func qemuVersion(ctx context.Context, program string) (version int, told bool) {
 	// A loaded machine links QEMU's hundred libraries in a second or two.
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, program, "--version").Output()
 	m := versionRE.FindSubmatch(out)
 	if err != nil || m == nil {
-		return false, false
+		return 0, false
 	}
 	major, _ := strconv.Atoi(string(m[1]))
 	minor, _ := strconv.Atoi(string(m[2]))
-	return major < 7 || major == 7 && minor < 2, true
+	return 100*major + minor, true
 }

@@ -35,7 +35,9 @@ The card's MAC comes from the command's -uuid, else its -name, else the current 
   -netdev vmnetd[,id=ID]                      where the wire goes; a -device that names ID is then the card
   -nic vmnetd[,model=MODEL][,mac=MAC]         as with QEMU's own -nic
 
-A -netdev with id=vmnetd of the user's own is left as it is. Any other command, a script around QEMU too, finds the
+A -netdev with id=vmnetd of the user's own is left as it is. With --mtu auto a virtio card's guest is told an MTU of
+65520, or what the card's host_mtu says, and any other card's 1500; a virtio card that is added has host_mtu, which
+guests go by that do not ask DHCP for an MTU. Any other command, a script around QEMU too, finds the
 wire in descriptor $VMNETD_FD, each Ethernet frame behind its length in 32 bits, big-endian; if our word is among its
 arguments, they are treated as QEMU's. $VMNETD_CONTROL is the control socket, for 'vmnetd status' and its like; it is
 in a private folder that goes at the end, unless --control names one.
@@ -77,7 +79,7 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 		if err != nil {
 			return err
 		}
-		w := wire{fd: fd, mac: mac}
+		w := wire{fd: fd, mac: mac, mtu: n.mtu.card()}
 		if mac == "" {
 			dir, _ := os.Getwd()
 			w.mac = vmMAC(a[1:], dir)
@@ -87,16 +89,26 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 		argv := a[1:]
 		if wantsNetwork(program, argv) {
 			if isQEMU(program) {
-				told := false
-				if w.old, told = oldQEMU(c.Context(), program); !told {
+				// One that does not tell is taken for new: the old ones told.
+				version, told := qemuVersion(c.Context(), program)
+				if !told {
 					cfg.Logger.Warn("no version from the command: taken for QEMU 7.2 or later", "program", program)
 				}
+				w.old = told && version < 702 // which brought -netdev stream
+				if told && version < 209 {    // which brought host_mtu
+					w.mtu = 0
+				}
 			}
-			if argv, err = addNetwork(program, argv, w); err != nil {
+			var at card
+			if argv, at, err = addNetwork(program, argv, w); err != nil {
 				return err
+			}
+			if n.mtu == 0 {
+				at.set(&cfg)
 			}
 		}
 		return run(cfg.Logger, program, append([]string{a[0]}, argv...), fd, func(d *daemon) error {
+			d.profile = n.profile
 			if ctl == "" {
 				dir, err := makeRuntimeDir()
 				if err != nil {

@@ -43,6 +43,9 @@ which is one guest. Without --qemu it is unix:$XDG_RUNTIME_DIR/vmnetd/qemu.sock,
                      every user of this machine, or of that network, can plug in
   fd:N               a stream socket that vmnetd was started with, connected or listening
 
+With --mtu auto each guest finds its own: DHCP offers 65520 in a frame of that length, which cards such as virtio's take
+and hear, and 1500 in a short one. A guest whose system does not ask DHCP for an MTU goes by its card's host_mtu.
+
 Flags of the network have QEMU's names as well: --host, --dns, --dhcpstart, --ipv6-net, --dnssearch, --hostfwd, ...
 
 At the end conversations get a second; a second signal ends them at once. Exit status: 0 after a signal, or when the
@@ -60,7 +63,7 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		if err != nil {
 			return err
 		}
-		d := &daemon{log: cfg.Logger}
+		d := &daemon{log: cfg.Logger, profile: n.profile}
 		defer d.stop(0)
 		open := func(fd bool) error {
 			for i, f := range framings {
@@ -139,10 +142,11 @@ func notify(ch chan<- os.Signal, sigs []os.Signal) {
 
 // daemon is a network with its doors and its control socket.
 type daemon struct {
-	log   *slog.Logger
-	doors []*door
-	net   *backend.Network
-	dirs  []string // folders of ours, outermost first: they go if they are empty by then
+	log     *slog.Logger
+	profile bool // --pprof
+	doors   []*door
+	net     *backend.Network
+	dirs    []string // folders of ours, outermost first: they go if they are empty by then
 
 	controlAt     *net.UnixListener
 	control       string // its path
@@ -194,6 +198,9 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 			cfg.Doors = append(cfg.Doors, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
 		}
 	}
+	for _, door := range d.doors {
+		door.mtu = cfg.LargeMTU
+	}
 	if d.net, err = backend.New(cfg); err != nil {
 		var file *fs.PathError
 		if errors.As(err, &file) { // the state folder's
@@ -204,7 +211,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 	if d.bound, err = d.net.Forwards().AddAll(context.Background(), rules); err != nil {
 		return err
 	}
-	srv := &control.Server{Networks: []*backend.Network{d.net}, Version: versionString(), Logger: cfg.Logger}
+	srv := &control.Server{Networks: []*backend.Network{d.net}, Version: versionString(), Logger: cfg.Logger, Profile: d.profile}
 	for _, door := range d.doors {
 		srv.Listen = append(srv.Listen, door.String())
 		if door.note != "" {
@@ -327,7 +334,11 @@ func qemuLines(d *door) string {
 		return fmt.Sprintf("guests plug in at %s\n", d.addr)
 	}
 	fmt.Fprintf(&b, "guests plug in at %s; for QEMU 7.2 and later:\n", d.addr)
-	fmt.Fprintf(&b, "  -netdev %s -device virtio-net-pci,netdev=net0,mac=%s\n", shellQuote("stream,id=net0,server=off,"+to), randomMAC())
+	mtu := ""
+	if d.mtu != 0 {
+		mtu = fmt.Sprintf(",host_mtu=%d", d.mtu)
+	}
+	fmt.Fprintf(&b, "  -netdev %s -device virtio-net-pci,netdev=net0,mac=%s%s\n", shellQuote("stream,id=net0,server=off,"+to), randomMAC(), mtu)
 	b.WriteString("each guest with a MAC of its own; for guests that come back when vmnetd was restarted, add to -netdev:\n")
 	b.WriteString("  ,reconnect-ms=1000   QEMU 9.2 and later\n  ,reconnect=1         QEMU 8.0 to 9.1 (7.2 cannot)\n")
 	b.WriteString(old)
