@@ -35,11 +35,13 @@ const (
 	flushMost = 2 * mostAtOnce
 
 	// spinTime is how long the loop looks for the next event before it sleeps. An answer from the same machine comes
-	// within it, and being woken costs as much again. Only small exchanges are worth it (spinBelow), and a guest
-	// that is idle costs nothing: it is done once after each event.
-	spinTime = 50 * time.Microsecond
-	// spinBelow is how many bytes may have moved within the last pace for the loop to spin: more is a bulk transfer,
-	// whose sender is better left the processor.
+	// within it, by way of up to four other processes, and being woken costs as much again: with half of it every other
+	// answer came too late. Only small exchanges are worth it (spinBelow), and a guest that is idle costs nothing: it
+	// is done once after each event.
+	spinTime = 100 * time.Microsecond
+	// spinBelow is how many bytes may have moved lately for the loop to spin: more is a bulk transfer, whose other ends
+	// are better left the processor. What moved counts half after each pace, so that a burst of a megabyte is remembered
+	// for the milliseconds that a guest takes to digest it.
 	spinBelow = 16 << 10
 	pace      = time.Millisecond
 
@@ -82,13 +84,14 @@ type loop struct {
 	next      int    // the first of its frames that is not written
 	writing   bool   // there are such frames
 	acks      ackHold
+	ackTimer  *time.Timer // sends those that have waited long enough
+	ackArmed  bool
 	cut, pass func(*stack.PacketBuffer) // the port's, and through acks to it: bound once, not for each packet
 	pieces    pieces                    // of the stream that is being moved
 	datagrams oneBuffer
 
-	moved  int       // bytes from the guest since paceOf
-	paceOf time.Time //
-	slow   bool      // few bytes moved in the last pace
+	moved  int       // bytes from and to the guest lately
+	paceOf time.Time // when that was halved last
 	pause  bool      // the next read is to wait a moment
 
 	asleep atomic.Bool
@@ -117,6 +120,8 @@ func newLoop(p *port) (*loop, error) {
 	l := &loop{p: p, link: pl, hosts: hosts, ep: -1, wakeup: -1, leaving: make(map[*stream]struct{})}
 	l.timer = time.AfterFunc(dialTime, func() { l.post(func() {}) }) // not wake, which says nothing to a loop that is about to sleep
 	l.timer.Stop()
+	l.ackTimer = time.AfterFunc(ackDelay, func() { l.post(l.acksDue) })
+	l.ackTimer.Stop()
 	l.cut = p.cut
 	l.pass = func(pkt *stack.PacketBuffer) { l.acks.pass(pkt, l.cut) }
 	var err error
@@ -265,9 +270,7 @@ func (l *loop) run() error {
 		if err := l.flush(); err != nil {
 			return err
 		}
-		if l.acks.n == 0 {
-			l.acks.turns = 0
-		} else if l.acks.turns++; l.acks.turns > ackTurns {
+		if l.acks.turn() {
 			if err := l.sendACKs(); err != nil {
 				return err
 			}
@@ -294,8 +297,15 @@ func (l *loop) wait() (int, error) {
 	if n, err := l.spin(); n != 0 || err != nil {
 		return n, err
 	}
-	if err := l.sendACKs(); err != nil {
-		return 0, err
+	if l.acks.n > 0 {
+		if l.acks.many() {
+			if err := l.sendACKs(); err != nil {
+				return 0, err
+			}
+		} else if !l.ackArmed {
+			l.ackArmed = true
+			l.ackTimer.Reset(ackDelay)
+		}
 	}
 	l.asleep.Store(true)
 	defer l.asleep.Store(false)
@@ -315,12 +325,15 @@ func (l *loop) wait() (int, error) {
 
 // spin looks for events for a short time if small exchanges are going on.
 func (l *loop) spin() (int, error) {
-	now := time.Now()
-	if since := now.Sub(l.paceOf); since >= pace {
-		l.slow = l.moved*int(pace)/int(since) < spinBelow
-		l.moved, l.paceOf = 0, now
+	if l.wantOut { // the guest does not keep up
+		return 0, nil
 	}
-	if !l.slow || l.moved >= spinBelow {
+	now := time.Now()
+	if paces := now.Sub(l.paceOf) / pace; paces > 0 {
+		l.moved >>= min(paces, 62)
+		l.paceOf = now
+	}
+	if l.moved >= spinBelow {
 		return 0, nil
 	}
 	for {
@@ -373,6 +386,7 @@ func (l *loop) readLink() error {
 		size += f.Len()
 	}
 	l.moved += size
+	l.acks.read += size
 	p.carry()
 	l.pause = size >= pauseMin && size < pauseMax && size < len(p.batch.Frames)*pauseFrame
 	return nil
@@ -441,9 +455,12 @@ func (l *loop) write() error {
 	p := l.p
 	frames := p.split.frames[l.next:]
 	n, err := l.link.TryWriteFrames(frames)
+	size := 0
 	for i := range frames[:n] {
-		p.txBytes.Add(uint64(frames[i].Len()))
+		size += frames[i].Len()
 	}
+	l.moved += size
+	p.txBytes.Add(uint64(size))
 	p.txFrames.Add(uint64(n))
 	l.next += n
 	switch {
@@ -479,6 +496,14 @@ func (l *loop) sendACKs() error {
 	return l.write()
 }
 
+// acksDue sends the pure ACKs that were held when the loop went to sleep, if they still are.
+func (l *loop) acksDue() {
+	l.ackArmed = false
+	if l.acks.n > 0 {
+		l.sendACKs() // its error is the next read's too
+	}
+}
+
 // end closes what the loop owns.
 func (l *loop) end() {
 	l.mu.Lock()
@@ -501,6 +526,7 @@ func (l *loop) end() {
 	l.p.queue.done(l.taken[l.at:])
 	l.acks.releaseAll(func(*stack.PacketBuffer) {})
 	l.timer.Stop()
+	l.ackTimer.Stop()
 	l.close()
 }
 

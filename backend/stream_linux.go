@@ -405,7 +405,6 @@ func (s *stream) moveDown() (more bool, err error) {
 			s.toGuest.Add(w)
 		}
 		moved += int(w)
-		l.moved += int(w)
 	}
 	return true, nil
 }
