@@ -85,6 +85,7 @@ func (n *Network) newPort(ctx context.Context, l link.Link, name string) (*port,
 	p.queue = newQueue(func() { p.drop(flows.ReasonQueueFull) })
 	p.nic = &nic{port: p}
 	p.flooded = newBucket(floodRate, floodBurst)
+	p.split.overlap = overlapOf(l)
 	s, err := newStack(p.nic, &n.cfg)
 	if err != nil {
 		return nil, err
@@ -237,7 +238,7 @@ func (p *port) cut(pkt *stack.PacketBuffer) {
 }
 
 func dstOf(pkt *stack.PacketBuffer) netip.Addr {
-	h := pkt.NetworkHeader().Slice()
+	h, _ := headersOf(pkt)
 	if pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber {
 		return netip.AddrFrom16([16]byte(h[24:40]))
 	}

@@ -29,6 +29,8 @@ const (
 
 // splitter makes frames from packets. Frames are valid until reset.
 type splitter struct {
+	overlap int // how much of a frame's headroom may be the end of the frame before: what the link leaves alone
+
 	arena  []byte
 	frames []link.Frame
 	slices [][]byte // backing of the frames' bodies
@@ -49,12 +51,20 @@ func (s *splitter) reset() {
 // frames that lie in it.
 func (s *splitter) head(n int) []byte {
 	n += link.Headroom
-	if len(s.arena)+n > cap(s.arena) {
-		s.arena = make([]byte, 0, max(min(2*cap(s.arena), arenaSize), n, arenaLeast))
+	o := max(len(s.arena)-s.overlap, 0)
+	if o+n > cap(s.arena) {
+		s.arena, o = make([]byte, 0, max(min(2*cap(s.arena), arenaSize), n, arenaLeast)), 0
 	}
-	o := len(s.arena)
 	s.arena = s.arena[:o+n]
 	return s.arena[o : o+n : o+n]
+}
+
+// overlapOf is how close frames may lie for l.
+func overlapOf(l link.Link) int {
+	if x, ok := l.(link.Prefixed); ok {
+		return max(link.Headroom-x.Prefix(), 0)
+	}
+	return 0
 }
 
 func putEthernet(b []byte, dst, src []byte, v6 bool) {

@@ -45,6 +45,8 @@ type stream struct {
 	iov net.Buffers
 }
 
+var _ link.Prefixed = (*stream)(nil)
+
 // FrameError is a length that no frame has: the framing is lost and the wire is over.
 type FrameError struct{ Length uint32 }
 
@@ -127,6 +129,9 @@ func (s *stream) WriteFrames(frames []link.Frame) (int, error) {
 	}
 	return len(frames), nil
 }
+
+// Prefix implements link.Prefixed.
+func (s *stream) Prefix() int { return prefixLen }
 
 func (s *stream) Close() error {
 	s.once.Do(func() { s.done = s.c.Close() })

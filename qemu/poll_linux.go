@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -20,11 +19,11 @@ type polled struct {
 	rc syscall.RawConn
 
 	// Of the one writer:
-	vec  []unix.Iovec
+	out  call
 	rest []byte // what is left of a frame that was cut
 
 	// Of the one reader:
-	rvec []unix.Iovec
+	in call
 }
 
 var _ link.Polled = (*polled)(nil)
@@ -38,7 +37,9 @@ func newLink(s *stream) link.Link {
 	if err != nil {
 		return s
 	}
-	return &polled{stream: s, rc: rc}
+	p := &polled{stream: s, rc: rc, out: call{trap: unix.SYS_WRITEV}, in: call{trap: unix.SYS_READV}}
+	p.out.bound, p.in.bound = p.out.do, p.in.do
+	return p
 }
 
 func (p *polled) Poll(f func(fd int) error) (ok bool, err error) {
@@ -52,11 +53,11 @@ func (p *polled) TryReadFrames(b *link.Batch) error {
 	if err := p.cut(b); err != nil || len(b.Frames) > 0 {
 		return err
 	}
-	p.rvec = p.rvec[:0]
+	p.in.vec = p.in.vec[:0]
 	for _, s := range b.Space(0) {
-		p.rvec = append(p.rvec, iovec(s))
+		p.in.vec = append(p.in.vec, iovec(s))
 	}
-	n, err := p.vector(unix.SYS_READV, p.rvec)
+	n, err := p.vector(&p.in)
 	if err != nil {
 		return err
 	}
@@ -75,22 +76,22 @@ func (p *polled) TryReadFrames(b *link.Batch) error {
 
 func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
 	for done := 0; ; {
-		p.vec = p.vec[:0]
+		vec := p.out.vec[:0]
 		want := 0
 		add := func(b []byte) {
 			if len(b) == 0 {
 				return
 			}
 			want += len(b)
-			if l := len(p.vec) - 1; l >= 0 && follows(p.vec[l], b) {
-				p.vec[l].Len += uint64(len(b)) // neighbours in the builder's memory: fewer pieces to walk
+			if l := len(vec) - 1; l >= 0 && follows(vec[l], b) {
+				vec[l].Len += uint64(len(b)) // neighbours in the builder's memory: fewer pieces to walk
 				return
 			}
-			p.vec = append(p.vec, iovec(b))
+			vec = append(vec, iovec(b))
 		}
 		add(p.rest)
 		last := done
-		for ; last < len(frames) && len(p.vec)+1+len(frames[last].Body) <= maxVec; last++ {
+		for ; last < len(frames) && len(vec)+1+len(frames[last].Body) <= maxVec; last++ {
 			f := &frames[last]
 			head := f.Head[link.Headroom-prefixLen:]
 			binary.BigEndian.PutUint32(head, uint32(f.Len()))
@@ -107,7 +108,8 @@ func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
 			done++
 			continue
 		}
-		n, err := p.vector(unix.SYS_WRITEV, p.vec)
+		p.out.vec = vec
+		n, err := p.vector(&p.out)
 		if err != nil {
 			return done, err
 		}
@@ -165,31 +167,38 @@ func appendFrom(to []byte, f *link.Frame, n int) []byte {
 	return to
 }
 
-// vector is readv(2) or writev(2) on a descriptor that does not wait. The scheduler is not told: there is nothing to
-// wait for, and telling it costs as much as a small call.
-func (p *polled) vector(trap uintptr, vec []unix.Iovec) (n int, err error) {
-	cerr := p.rc.Control(func(fd uintptr) {
-		for {
-			r, _, e := unix.RawSyscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(vec))), uintptr(len(vec)))
-			if e == unix.EINTR {
-				continue
-			}
-			n = int(r)
-			if e != 0 {
-				n, err = 0, e
-			}
+// call is a system call on pieces of memory, made once and again: what RawConn is given escapes to the heap.
+type call struct {
+	trap  uintptr // readv(2) or writev(2)
+	vec   []unix.Iovec
+	n     int
+	errno unix.Errno
+	bound func(fd uintptr) // do
+}
+
+func (c *call) do(fd uintptr) {
+	for {
+		n, _, e := unix.RawSyscall(c.trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(c.vec))), uintptr(len(c.vec)))
+		if e != unix.EINTR {
+			c.n, c.errno = int(n), e
 			return
 		}
-	})
-	switch {
-	case cerr != nil:
-		return 0, net.ErrClosed
-	case err == nil:
-		return n, nil
-	case errors.Is(err, unix.EAGAIN):
-		return 0, link.ErrWait
-	case trap == unix.SYS_READV:
-		return 0, fmt.Errorf("qemu: read: %w", err)
 	}
-	return 0, fmt.Errorf("qemu: write: %w", err)
+}
+
+// vector makes a call that does not wait. The scheduler is not told: there is nothing to wait for, and telling it costs
+// as much as a small call.
+func (p *polled) vector(c *call) (int, error) {
+	if err := p.rc.Control(c.bound); err != nil {
+		return 0, net.ErrClosed
+	}
+	switch {
+	case c.errno == 0:
+		return c.n, nil
+	case c.errno == unix.EAGAIN:
+		return 0, link.ErrWait
+	case c.trap == unix.SYS_READV:
+		return 0, fmt.Errorf("qemu: read: %w", c.errno)
+	}
+	return 0, fmt.Errorf("qemu: write: %w", c.errno)
 }

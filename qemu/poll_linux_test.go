@@ -161,3 +161,52 @@ func TestTryWriteFramesOfManyPieces(t *testing.T) {
 		}
 	}
 }
+
+// Frames that lie in one piece of memory but for their lengths' room leave as one piece, whole.
+func TestTryWriteFramesOfNeighbours(t *testing.T) {
+	l, far := socketpair(t, 0)
+	const room = link.Headroom - prefixLen // of each frame's headroom, the end of the one before
+	if n := l.Prefix(); n != prefixLen {
+		t.Fatalf("a prefix of %d bytes, want %d", n, prefixLen)
+	}
+	arena := make([]byte, room, 1<<16)
+	var frames []link.Frame
+	var want [][]byte
+	for i := range 300 {
+		want = append(want, pattern(60+i%90, i))
+		o := len(arena) - room
+		arena = append(arena, 0xee, 0xee, 0xee, 0xee)
+		arena = append(arena, want[i]...)
+		frames = append(frames, link.Frame{Head: arena[o:len(arena):len(arena)]})
+	}
+	if n, err := l.TryWriteFrames(frames); n != len(frames) || err != nil {
+		t.Fatalf("%d of %d frames taken, %v", n, len(frames), err)
+	}
+	if n := len(l.out.vec); n != 1 {
+		t.Errorf("they left in %d pieces, want 1", n)
+	}
+	l.Close()
+	got, err := all(NewLink(far))
+	if err != io.EOF || len(got) != len(want) {
+		t.Fatalf("%d frames came, %v; want %d", len(got), err, len(want))
+	}
+	for i := range got {
+		if !bytes.Equal(got[i], want[i]) {
+			t.Fatalf("frame %d is another, from %d on", i, differ(got[i], want[i]))
+		}
+	}
+}
+
+// all reads until the wire ends.
+func all(l link.Link) (frames [][]byte, err error) {
+	var b link.Batch
+	for {
+		b.Next()
+		if err := l.ReadFrames(&b); err != nil {
+			return frames, err
+		}
+		for _, s := range b.Frames {
+			frames = append(frames, b.AppendTo(nil, s))
+		}
+	}
+}

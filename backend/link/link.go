@@ -39,6 +39,13 @@ type Link interface {
 	Close() error
 }
 
+// Prefixed is a Link that says how much of the Headroom it overwrites: the last Prefix bytes, at most. What makes frames
+// in one piece of memory may then lay each closer behind the one before, whose end is the rest of its headroom, and
+// frames that follow one another with nothing between leave as one.
+type Prefixed interface {
+	Prefix() int
+}
+
 // Frame is one Ethernet frame to write, without FCS, in pieces: a header that its builder made and a payload that
 // lies where it came from.
 type Frame struct {
