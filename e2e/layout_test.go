@@ -71,6 +71,8 @@ var rooms = []room{
 		"network namespaces, for tests and benchmarks: it knows of no network in them"},
 	{"e2e/bench", []string{"e2e/space", "e2e/traffic", "e2e/vm"}, nil,
 		"what a user measures, with built binaries: vmnetd is a peer like the others, so no code of its own"},
+	{"e2e/bench/longpath", []string{"e2e/space"}, nil,
+		"as e2e/bench, over a path that delays and loses"},
 	{"e2e/guestbin", []string{"e2e/vm/channel", "e2e/traffic"}, nil,
 		"the guest's program: a client that shared vmnetd's parsers would share their mistakes"},
 	{"e2e/demo", []string{"e2e/vm"}, nil,
