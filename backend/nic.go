@@ -75,13 +75,30 @@ const copyBelow = link.ChunkSize / 4
 func (n *nic) deliver(proto tcpip.NetworkProtocolNumber, b *link.Batch, s link.Span) {
 	var payload buffer.Buffer
 	if s.Len() <= copyBelow {
-		v := buffer.NewView(s.Len())
-		b.Pieces(s, func(_ *link.Chunk, _ int, part []byte) { v.Write(part) })
+		v := newView(b, s.Len())
+		b.AppendTo(v.AsSlice()[:0], s)
 		payload = buffer.MakeWithView(v)
 	} else {
-		share(&payload, b, s)
+		// The headers lie in memory of their own: the stack wants to write there, and would copy the chunk for it.
+		head := buffer.NewView(headLen)
+		b.Pieces(s.Upto(headLen), func(_ *link.Chunk, _ int, part []byte) { head.Write(part) })
+		payload = buffer.MakeWithView(head)
+		share(&payload, b, s.From(headLen))
 	}
 	n.hand(proto, payload)
+}
+
+// newView returns n bytes for the stack, to be written over: of the batch's memory where they take most of a piece,
+// else of gVisor's.
+func newView(b *link.Batch, n int) *buffer.View {
+	if n <= link.ChunkSize/2 {
+		return buffer.NewViewSize(n)
+	}
+	c := b.Alloc()
+	v := c.Ref.(*buffer.View)
+	b.Free(link.Chunk{Ref: v.Clone()}) // which is used when the stack has let go of v
+	v.CapLength(n)
+	return v
 }
 
 // share appends the bytes at s without a copy: their memory is not used again before the stack lets go of it.
@@ -111,11 +128,6 @@ func (n *nic) hand(proto tcpip.NetworkProtocolNumber, payload buffer.Buffer) {
 
 // newBatch returns a Batch whose memory gVisor's buffers can share.
 func newBatch() *link.Batch {
-	return &link.Batch{
-		Alloc: func() link.Chunk {
-			v := buffer.NewViewSize(link.ChunkSize)
-			return link.Chunk{Mem: v.AsSlice(), Ref: v}
-		},
-		Free: func(c link.Chunk) { c.Ref.(*buffer.View).Release() },
-	}
+	r := &recycler{}
+	return &link.Batch{Alloc: r.take, Free: r.give, Shrink: r.drop}
 }
