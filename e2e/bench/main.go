@@ -85,6 +85,7 @@ type options struct {
 	svg      string
 	qemu     bool
 	size     int64
+	sizeText string
 }
 
 func parseFlags(args []string, say io.Writer) (*options, error) {
@@ -105,7 +106,7 @@ func parseFlags(args []string, say io.Writer) (*options, error) {
 	fs.StringVar(&o.markdown, "markdown", "", "write the table to this `file`")
 	fs.StringVar(&o.svg, "svg", "", "write a picture of the tests up and down to this `file`")
 	fs.BoolVar(&o.qemu, "qemu", false, "hash-checked transfers of a real guest in QEMU, through vmnetd, passt and -netdev user; of the flags above all but --tests, --seconds, --held, --svg")
-	size := fs.String("size", "1G", "with --qemu: bytes each way, with K, M or G for 2^10, 2^20, 2^30")
+	fs.StringVar(&o.sizeText, "size", "1G", "with --qemu: bytes each way, with K, M or G for 2^10, 2^20, 2^30")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
@@ -131,7 +132,7 @@ func parseFlags(args []string, say io.Writer) (*options, error) {
 	if o.cores, err = numbers("--cores", *cores, 1, runtime.NumCPU()); err != nil {
 		return nil, err
 	}
-	if o.size, err = parseSize(*size); err != nil {
+	if o.size, err = parseSize(o.sizeText); err != nil {
 		return nil, err
 	}
 	for _, c := range []struct {

@@ -148,7 +148,7 @@ func (r *report) markdown() string {
 	for _, b := range r.o.backends {
 		fmt.Fprintf(&s, "%s is %s. ", b.name, strings.TrimPrefix(r.Versions[b.name], b.name+" "))
 	}
-	fmt.Fprintf(&s, "Bulk by %s. Reproduce: `%s`\n", r.Versions["iperf3"], r.Command)
+	fmt.Fprintf(&s, "Bulk by %s. slirp4netns and libslirp take the TAP themselves, without a socket and a process between. Reproduce: `%s`\n", r.Versions["iperf3"], r.Command)
 	for _, f := range r.Failures {
 		fmt.Fprintf(&s, "- %s\n", f)
 	}

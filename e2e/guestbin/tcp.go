@@ -19,6 +19,7 @@ func tcp(ctx context.Context, args []string) error {
 	send := fs.Int64("send", 0, "send `N` bytes, counted and hashed")
 	seed := fs.Uint64("seed", 1, "the seed of the bytes")
 	end := fs.String("close", "write", "after sending: `write` ends our half and reads on, none reads on, full closes, reset breaks off")
+	quick := fs.Bool("quick", false, "bytes and sums that an emulated processor makes fast")
 	show := fs.Bool("show", false, "print what came back as text, too")
 	timeout := fs.Duration("timeout", 30*time.Second, "for all of it")
 	if err := parse(fs, args, "ADDR:PORT", 1, 1); err != nil {
@@ -44,11 +45,15 @@ func tcp(ctx context.Context, args []string) error {
 		r.Local, r.Remote = c.LocalAddr().String(), c.RemoteAddr().String()
 		// Read while sending: an echo of more than the buffers hold would stop otherwise.
 		var text limited
+		write, read := r.Send, r.Receive
+		if *quick {
+			write, read = r.SendQuick, r.ReceiveQuick
+		}
 		received := make(chan error, 1)
 		if *end == "write" || *end == "none" {
-			go func() { received <- r.Receive(io.TeeReader(c, &text)) }()
+			go func() { received <- read(io.TeeReader(c, &text)) }()
 		}
-		if err := r.Send(c, *seed, *send); err != nil {
+		if err := write(c, *seed, *send); err != nil {
 			return err
 		}
 		switch *end {
