@@ -22,8 +22,6 @@ const (
 	ackMost = 64 << 10
 	// ackTurns is how many turns of a busy loop an ACK waits at most: each is a batch, well under a millisecond.
 	ackTurns = 4
-	// ackFew is two full segments of the common MTU: RFC 5681 §4.2 has every second one acknowledged.
-	ackFew = 2 * 1514
 	// ackDelay is how long one waits that acknowledges less. RFC 5681 allows 500 ms; a server on the same machine
 	// answers well within it, and a guest that waits for the ACK before it goes on does not notice it.
 	ackDelay = 500 * time.Microsecond
@@ -39,6 +37,7 @@ type ackHold struct {
 	n     int // how many are waiting
 	turns int // since none was
 	read  int // bytes that came from the guest since then
+	few   int // two full segments of the guest's: RFC 5681 §4.2 has every second one acknowledged
 }
 
 // turn counts one, and says whether those that wait are to wait no longer.
@@ -52,7 +51,7 @@ func (h *ackHold) turn() bool {
 }
 
 // many says whether more was read than may go unacknowledged for long.
-func (h *ackHold) many() bool { return h.read >= ackFew }
+func (h *ackHold) many() bool { return h.read > h.few }
 
 type heldACK struct {
 	pkt   *stack.PacketBuffer
@@ -96,7 +95,7 @@ func (h *ackHold) pass(pkt *stack.PacketBuffer, send func(*stack.PacketBuffer)) 
 		s.pkt.DecRef()
 		s.pkt = nil
 		h.n--
-		if ack-s.first < ackMost {
+		if ack-s.first < uint32(max(ackMost, h.few)) {
 			h.keep(s, pkt, s.first)
 			return
 		}

@@ -20,6 +20,7 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/vmnetd/vmnetd/backend/egress"
@@ -387,6 +388,7 @@ func (l *loop) readLink() error {
 	}
 	l.moved += size
 	l.acks.read += size
+	l.acks.few = 2 * (p.mtu() + header.EthernetMinimumSize)
 	p.carry()
 	l.pause = size >= pauseMin && size < pauseMax && size < len(p.batch.Frames)*pauseFrame
 	return nil
