@@ -10,9 +10,9 @@ import (
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"github.com/vmnetd/vmnetd/backend/checksum"
 	"github.com/vmnetd/vmnetd/backend/link"
 )
 
@@ -169,14 +169,14 @@ func (s *groSlot) flush(n *nic, b *link.Batch) {
 	} else {
 		binary.BigEndian.PutUint16(h[2:], uint16(s.hlen+s.size))
 		h[10], h[11] = 0, 0
-		binary.BigEndian.PutUint16(h[10:], ^checksum.Checksum(h[:s.ip], 0))
+		binary.BigEndian.PutUint16(h[10:], ^checksum.Sum(h[:s.ip], 0))
 	}
 	var payload buffer.Buffer
 	if s.size <= copyBelow*s.pieces { // small segments: one copy now makes one piece for all that follows
-		v := buffer.NewView(s.hlen + s.size)
-		v.Write(h)
+		v := newView(b, s.hlen+s.size)
+		to := append(v.AsSlice()[:0], h...)
 		for _, p := range s.parts {
-			b.Pieces(p, func(_ *link.Chunk, _ int, part []byte) { v.Write(part) })
+			to = b.AppendTo(to, p)
 		}
 		payload = buffer.MakeWithView(v)
 	} else {

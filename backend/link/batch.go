@@ -34,6 +34,9 @@ type Batch struct {
 	// Alloc makes a chunk and Free takes one back that nothing of this Batch uses any more. Both or neither.
 	Alloc func() Chunk
 	Free  func(Chunk)
+	// Shrink, if not nil, is called when what Free was given need not be kept at hand: there is little traffic, or no
+	// more.
+	Shrink func()
 
 	chunks []Chunk
 	ahead  int // chunks offered to the next read
@@ -149,7 +152,12 @@ func (b *Batch) Pieces(s Span, f func(c *Chunk, off int, part []byte)) {
 
 // AppendTo appends the bytes of s to p.
 func (b *Batch) AppendTo(p []byte, s Span) []byte {
-	b.Pieces(s, func(_ *Chunk, _ int, part []byte) { p = append(p, part...) })
+	for s.n > 0 {
+		o := s.off % ChunkSize
+		n := min(s.n, ChunkSize-o)
+		p = append(p, b.chunks[s.off/ChunkSize].Mem[o:o+n]...)
+		s = s.From(n)
+	}
 	return p
 }
 
@@ -173,6 +181,7 @@ func (b *Batch) Next() {
 			}
 			clear(b.chunks[1:])
 			b.chunks, b.ahead = b.chunks[:1], 1
+			b.shrink()
 		}
 	}
 }
@@ -183,6 +192,13 @@ func (b *Batch) Release() {
 		b.free(c)
 	}
 	b.chunks, b.Frames, b.parsed, b.filled = nil, nil, 0, 0
+	b.shrink()
+}
+
+func (b *Batch) shrink() {
+	if b.Shrink != nil {
+		b.Shrink()
+	}
 }
 
 func (b *Batch) alloc() Chunk {
