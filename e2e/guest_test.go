@@ -547,6 +547,7 @@ type bridge struct {
 	once sync.Once
 	wg   sync.WaitGroup
 
+	most    atomic.Int64  // what the guest's card takes; 0: any frame
 	wmu     sync.Mutex    // held across a whole frame
 	dialled atomic.Int64  // connections so far
 	deaf    chan struct{} // while it is there, nothing is read from the stream
@@ -669,6 +670,8 @@ func (b *bridge) copy(c net.Conn) {
 		if _, err := io.ReadFull(r, frame[:n]); err != nil {
 			return
 		}
-		b.tap.Write(frame[:n]) // a TAP that is down drops it
+		if most := b.most.Load(); most == 0 || int64(n) <= most {
+			b.tap.Write(frame[:n]) // a TAP that is down drops it
+		}
 	}
 }
