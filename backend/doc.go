@@ -26,7 +26,7 @@
 //  2. port.go: one guest. Its reader, its writer, its bounded queue (queue.go).
 //  3. segment.go: the switch. Who has which MAC and address; frames between guests.
 //  4. gateway.go, ndp.go, services.go: what the gateway answers itself: ARP, neighbour discovery, DHCP.
-//     nic.go, split.go: the gateway's side of the wire as the stack sees it.
+//     nic.go, split.go: the gateway's side of the wire as the stack sees it. mtu.go: what each guest takes.
 //  5. stack.go: gVisor, every option with its reason.
 //  6. tcp.go, udp.go, icmp.go: where a guest's conversations end.
 //  7. admit.go: the one door, with the policy and the flow table behind it.
