@@ -35,7 +35,6 @@ type groSlot struct {
 	hlen   int           // of both
 	ip     int           // of IP's
 	next   uint32        // sequence number that follows
-	first  link.Span     // the first packet whole, if it is alone
 	parts  []link.Span   // payloads
 	size   int           // of all payloads
 	pieces int
@@ -86,7 +85,6 @@ func (g *gro) add(n *nic, b *link.Batch, kind uint16, ip []byte, body link.Span)
 	slot.busy, slot.v6, slot.ip, slot.hlen = true, v6, hl, hl+th
 	copy(slot.head[:], ip[:hl+th])
 	slot.next, slot.size, slot.pieces = seq+uint32(size), size, 1
-	slot.first = body.Upto(total)
 	slot.parts = slot.parts[:0]
 	if size > 0 {
 		slot.parts = append(slot.parts, body.From(hl+th).Upto(size))
@@ -159,31 +157,57 @@ func (s *groSlot) flush(n *nic, b *link.Batch) {
 	if s.v6 {
 		proto = header.IPv6ProtocolNumber
 	}
-	if s.pieces == 1 {
-		n.deliver(proto, b, s.first)
-		return
-	}
 	h := s.head[:s.hlen]
-	if s.v6 {
-		binary.BigEndian.PutUint16(h[4:], uint16(s.hlen-s.ip+s.size))
-	} else {
-		binary.BigEndian.PutUint16(h[2:], uint16(s.hlen+s.size))
-		h[10], h[11] = 0, 0
-		binary.BigEndian.PutUint16(h[10:], ^checksum.Sum(h[:s.ip], 0))
+	if s.pieces > 1 {
+		if s.v6 {
+			binary.BigEndian.PutUint16(h[4:], uint16(s.hlen-s.ip+s.size))
+		} else {
+			binary.BigEndian.PutUint16(h[2:], uint16(s.hlen+s.size))
+			h[10], h[11] = 0, 0
+			binary.BigEndian.PutUint16(h[10:], ^checksum.Sum(h[:s.ip], 0))
+		}
 	}
 	var payload buffer.Buffer
-	if s.size <= copyBelow*s.pieces { // small segments: one copy now makes one piece for all that follows
-		v := newView(b, s.hlen+s.size)
-		to := append(v.AsSlice()[:0], h...)
-		for _, p := range s.parts {
-			to = b.AppendTo(to, p)
-		}
-		payload = buffer.MakeWithView(v)
-	} else {
+	switch {
+	case s.size <= joinBelow:
+		payload = buffer.MakeWithView(s.gather(b, s.hlen+s.size, h))
+	case s.hlen+s.size <= copyBelow*s.pieces: // small segments: one copy now makes one piece for all that follows
+		payload = buffer.MakeWithData(h)
+		payload.Append(s.gather(b, s.size, nil))
+	default:
 		payload = buffer.MakeWithData(h)
 		for _, p := range s.parts {
 			share(&payload, b, p)
 		}
 	}
-	n.hand(proto, payload)
+	if !s.known() {
+		n.hand(proto, payload)
+		return
+	}
+	n.handTCP(proto, payload, s.ip, s.hlen-s.ip)
 }
+
+// joinBelow is up to which size a payload lies behind its headers. The stack may copy what lies with them.
+const joinBelow = 512
+
+// gather copies the payloads into one view of size bytes, behind head.
+func (s *groSlot) gather(b *link.Batch, size int, head []byte) *buffer.View {
+	v := newView(b, size)
+	to := append(v.AsSlice()[:0], head...)
+	for _, p := range s.parts {
+		to = b.AppendTo(to, p)
+	}
+	return v
+}
+
+// known says whether both addresses are of one host each, so that the stack's IP layer has nothing to say of them.
+func (s *groSlot) known() bool {
+	h := s.head[:]
+	if s.v6 {
+		return h[8] != 0xff && h[24] != 0xff && [16]byte(h[8:24]) != [16]byte{} && [16]byte(h[24:40]) != [16]byte{}
+	}
+	return unicast4(h[12]) && unicast4(h[16])
+}
+
+// unicast4 says whether IPv4 addresses that begin so are of one host each (RFC 6890).
+func unicast4(first byte) bool { return first != 0 && first != 127 && first < 224 }

@@ -126,6 +126,26 @@ func (n *nic) hand(proto tcpip.NetworkProtocolNumber, payload buffer.Buffer) {
 	pkt.DecRef()
 }
 
+// handTCP gives the stack's TCP a segment whose IP header was seen to be in order, without a way through its IP layer,
+// which would copy what lies with the header.
+func (n *nic) handTCP(proto tcpip.NetworkProtocolNumber, payload buffer.Buffer, ip, tcp int) {
+	n.mu.RLock()
+	d, ok := n.dispatcher.(stack.TransportDispatcher)
+	n.mu.RUnlock()
+	if !ok {
+		n.hand(proto, payload)
+		return
+	}
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: payload})
+	pkt.NetworkProtocolNumber, pkt.TransportProtocolNumber = proto, header.TCPProtocolNumber
+	pkt.NICID, pkt.InputNICID = nicID, nicID
+	pkt.RXChecksumValidated = true // as for all: see Capabilities
+	pkt.NetworkHeader().Consume(ip)
+	pkt.TransportHeader().Consume(tcp)
+	d.DeliverTransportPacket(header.TCPProtocolNumber, pkt)
+	pkt.DecRef()
+}
+
 // newBatch returns a Batch whose memory gVisor's buffers can share.
 func newBatch() *link.Batch {
 	r := &recycler{}
