@@ -27,6 +27,7 @@ type backend struct {
 	askedBy  []string // what makes it tell its version
 	many     bool     // one process is a network for any number of guests; else each guest has its own
 	socket   bool     // speaks QEMU's stream framing; else it takes the TAP itself
+	greeting string   // its socket takes one guest: the others say this at its API's first
 	bigMTU   bool     // takes an MTU other than 1500
 	guest4   netip.Addr
 	gateway4 string
@@ -52,7 +53,8 @@ var backends = []backend{
 	{name: "passt", program: "passt", askedBy: []string{"--version"}, socket: true, bigMTU: true,
 		guest4: netip.MustParseAddr("10.0.2.15"), gateway4: "10.0.2.2", gateway6: "fe80::1", dns: "10.0.2.3", start: startPasst},
 	{name: "gvproxy", program: "gvproxy", askedBy: []string{"-version"}, many: true, socket: true, bigMTU: true,
-		guest4: netip.MustParseAddr("192.168.127.2"), gateway4: "192.168.127.1", dns: "192.168.127.1", start: startGvproxy, expose: exposeGvproxy},
+		greeting: "POST /connect HTTP/1.1\r\nHost: gvproxy\r\n\r\n", // no answer comes to it
+		guest4:   netip.MustParseAddr("192.168.127.2"), gateway4: "192.168.127.1", dns: "192.168.127.1", start: startGvproxy, expose: exposeGvproxy},
 	{name: "slirp4netns", program: "slirp4netns", askedBy: []string{"--version"}, bigMTU: true,
 		guest4: netip.MustParseAddr("10.0.2.15"), gateway4: "10.0.2.2", gateway6: "fd00::2", dns: "10.0.2.3", start: startSlirp4netns, expose: exposeSlirp4netns},
 	{name: "libslirp", program: "qemu-system-x86_64", askedBy: []string{"--version"},

@@ -187,7 +187,11 @@ func (b *bed) bringUp(be backend, guests int, forward, six bool) error {
 			if err != nil {
 				return err
 			}
-			_, err = b.part(g.Space, []*os.File{tap}, "join", sock)
+			args := []string{sock}
+			if i > 0 && be.greeting != "" {
+				args = []string{sock + ".api", be.greeting}
+			}
+			_, err = b.part(g.Space, []*os.File{tap}, "join", args...)
 			tap.Close()
 			if err != nil {
 				return err

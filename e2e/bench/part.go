@@ -27,7 +27,7 @@ func bePart(name string, args []string) error {
 // netBufSize is what QEMU reads at once, and the longest frame: NET_BUFSIZE, include/net/net.h.
 const netBufSize = 4096 + 65536
 
-// join SOCKET carries frames between the TAP at descriptor 3 and a socket of QEMU's stream framing, as QEMU does for a
+// join SOCKET [GREETING] carries frames between the TAP at descriptor 3 and a socket of QEMU's stream framing, as QEMU does for a
 // guest (net/stream.c): a frame a write toward the backend, up to netBufSize a read from it. Both ways block, each in
 // its own thread.
 func join(args []string) error {
@@ -35,6 +35,11 @@ func join(args []string) error {
 	s, err := dialUnix(args[0])
 	if err != nil {
 		return err
+	}
+	if len(args) > 1 {
+		if _, err := unix.Write(s, []byte(args[1])); err != nil {
+			return err
+		}
 	}
 	ended := make(chan error, 2)
 	go func() {

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vmnetd/vmnetd/e2e/traffic"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/net/ipv4"
 )
@@ -36,7 +37,7 @@ func serve([]string) error {
 			}
 		})
 	}
-	for port, f := range map[int]func(*net.UDPConn) error{echoPort: echoDatagrams, floodPort: countFlood, 53: answerNames} {
+	for port, f := range map[int]func(*net.UDPConn) error{echoPort: func(c *net.UDPConn) error { return traffic.EchoUDP(c) }, floodPort: countFlood, 53: answerNames} {
 		c, err := net.ListenUDP("udp4", &net.UDPAddr{Port: port})
 		if err != nil {
 			return err
@@ -57,17 +58,6 @@ func echoAll(c net.Conn) {
 		if _, err := c.Write(b[:n]); err != nil {
 			return
 		}
-	}
-}
-
-func echoDatagrams(c *net.UDPConn) error {
-	b := make([]byte, 1<<16)
-	for {
-		n, from, err := c.ReadFromUDPAddrPort(b)
-		if err != nil {
-			return err
-		}
-		_, _ = c.WriteToUDPAddrPort(b[:n], from) // who has gone misses nothing
 	}
 }
 
