@@ -203,6 +203,9 @@ func (p *port) toStack(kind uint16, ip []byte, body link.Span) {
 	}
 	p.learnMTU(kind, ip)
 	p.tcp.makeWay(kind, ip)
+	if p.gro.alone(p.nic, p.batch, kind, ip, body) {
+		return
+	}
 	switch kind {
 	case etherIPv4:
 		if p.unreachableFromGuest(ip, false) {

@@ -25,7 +25,8 @@ const groMost = 65535
 
 // gro holds the packets being put together.
 type gro struct {
-	slots [groSlots]groSlot
+	slots  [groSlots]groSlot
+	single groSlot // of a segment that joins none
 }
 
 type groSlot struct {
@@ -40,26 +41,33 @@ type groSlot struct {
 	pieces int
 }
 
-// add takes an IP packet to the gateway: ip is its beginning, body where it lies. It reports whether it took it.
-func (g *gro) add(n *nic, b *link.Batch, kind uint16, ip []byte, body link.Span) bool {
-	hl, total := 0, 0
+// segmentOf says how long the IP header, the TCP header and all of a TCP segment are, if it is one and in order: whole,
+// without what IP may put between the headers. ip is its beginning, body where it lies.
+func segmentOf(kind uint16, ip []byte, body link.Span) (hl, th, total int, ok bool) {
 	switch {
 	case kind == etherIPv4 && len(ip) >= header.IPv4MinimumSize+header.TCPMinimumSize && ip[0] == 0x45 && ip[9] == byte(header.TCPProtocolNumber):
 		if binary.BigEndian.Uint16(ip[6:])&0x3fff != 0 { // a fragment
-			return false
+			return 0, 0, 0, false
 		}
 		hl, total = header.IPv4MinimumSize, int(binary.BigEndian.Uint16(ip[2:]))
 	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize+header.TCPMinimumSize && ip[6] == byte(header.TCPProtocolNumber):
 		hl = header.IPv6MinimumSize
 		total = hl + int(binary.BigEndian.Uint16(ip[4:]))
 	default:
+		return 0, 0, 0, false
+	}
+	th = int(ip[hl+12]>>4) * 4
+	// What is not in order is the stack's IP layer to judge.
+	return hl, th, total, th >= header.TCPMinimumSize && len(ip) >= hl+th && total >= hl+th && total <= body.Len()
+}
+
+// add takes an IP packet to the gateway. It reports whether it took it.
+func (g *gro) add(n *nic, b *link.Batch, kind uint16, ip []byte, body link.Span) bool {
+	hl, th, total, ok := segmentOf(kind, ip, body)
+	if !ok {
 		return false
 	}
 	t := ip[hl:]
-	th := int(t[12]>>4) * 4
-	if th < header.TCPMinimumSize || len(t) < th || total < hl+th || total > body.Len() {
-		return false // the stack knows what to do with it
-	}
 	v6 := hl == header.IPv6MinimumSize
 	slot := &g.slots[hash(ip, t, v6)%groSlots]
 	same := slot.busy && slot.v6 == v6 && slot.sameFlow(ip, t, hl)
@@ -82,14 +90,31 @@ func (g *gro) add(n *nic, b *link.Batch, kind uint16, ip []byte, body link.Span)
 	if slot.busy {
 		slot.flush(n, b)
 	}
-	slot.busy, slot.v6, slot.ip, slot.hlen = true, v6, hl, hl+th
-	copy(slot.head[:], ip[:hl+th])
-	slot.next, slot.size, slot.pieces = seq+uint32(size), size, 1
-	slot.parts = slot.parts[:0]
-	if size > 0 {
-		slot.parts = append(slot.parts, body.From(hl+th).Upto(size))
-	}
+	slot.begin(ip, body, hl, th, size)
 	return true
+}
+
+// alone hands on a TCP segment that is not one to join others, after those that came before it. It reports whether it
+// was in order.
+func (g *gro) alone(n *nic, b *link.Batch, kind uint16, ip []byte, body link.Span) bool {
+	hl, th, total, ok := segmentOf(kind, ip, body)
+	if !ok {
+		return false
+	}
+	g.single.begin(ip, body, hl, th, total-hl-th)
+	g.single.flush(n, b)
+	return true
+}
+
+// begin fills the slot with a first segment.
+func (s *groSlot) begin(ip []byte, body link.Span, hl, th, size int) {
+	s.busy, s.v6, s.ip, s.hlen = true, hl == header.IPv6MinimumSize, hl, hl+th
+	copy(s.head[:], ip[:hl+th])
+	s.next, s.size, s.pieces = binary.BigEndian.Uint32(ip[hl+4:])+uint32(size), size, 1
+	s.parts = s.parts[:0]
+	if size > 0 {
+		s.parts = append(s.parts, body.From(hl+th).Upto(size))
+	}
 }
 
 // hash picks a slot from the ends' last bytes and ports: a guest that makes them collide spoils its own coalescing.

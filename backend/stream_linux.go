@@ -405,6 +405,10 @@ func (s *stream) moveDown() (more bool, err error) {
 			s.toGuest.Add(w)
 		}
 		moved += int(w)
+		if int(w) == int(n) && !s.hup && !s.broken { // that was all; what comes after it is told anew
+			s.in = false
+			return false, nil
+		}
 	}
 	return true, nil
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -26,6 +27,8 @@ import (
 type tcpSide struct {
 	port    *port
 	forward *tcp.Forwarder
+	shakes  chan *tcp.ForwarderRequest // to a goroutine that waits for one
+	idle    atomic.Int32               // how many such there are
 
 	mu      sync.Mutex
 	pending map[stack.TransportEndpointID]*dial // SYNs that have no answer yet, and handshakes that go on
@@ -46,6 +49,7 @@ type dial struct {
 func (t *tcpSide) init(p *port) {
 	t.port = p
 	t.pending = make(map[stack.TransportEndpointID]*dial)
+	t.shakes = make(chan *tcp.ForwarderRequest)
 	// No bound of the forwarder's: it would forget a SYN silently. Each of its handshakes is pending here, and so
 	// bounded by flows.Limits and the resolver's.
 	t.forward = tcp.NewForwarder(p.stack, tcpBuffer, math.MaxInt, t.handshake)
@@ -228,10 +232,35 @@ func (t *tcpSide) close() bool {
 	return len(ids) == 0
 }
 
-// handshake completes what the guest's SYN began. The forwarder gives it a goroutine.
+// idleShakers is how many goroutines wait for a handshake to do. One that has done one has the stack it takes, which a
+// new one grows step by step. Two are busy alternately where conversations come one after the other.
+const idleShakers = 2
+
+// handshake completes what the guest's SYN began. The forwarder gives it a goroutine, which does it if no other waits.
 func (t *tcpSide) handshake(r *tcp.ForwarderRequest) {
+	select {
+	case t.shakes <- r:
+		return
+	default:
+	}
 	p := t.port
 	defer p.wg.Done()
+	t.complete(r)
+	defer t.idle.Add(-1)
+	for t.idle.Add(1) <= idleShakers {
+		select {
+		case r := <-t.shakes:
+			t.idle.Add(-1)
+			t.complete(r)
+			p.wg.Done()
+		case <-p.ctx.Done():
+			return
+		}
+	}
+}
+
+func (t *tcpSide) complete(r *tcp.ForwarderRequest) {
+	p := t.port
 	defer p.guard("conversation")
 	id := r.ID()
 	t.mu.Lock()
