@@ -44,7 +44,7 @@ func (b *bench) large(t *testing.T) {
 func TestMTUOfCards(t *testing.T) {
 	t.Parallel()
 	needQEMU(t)
-	kernel, initrd, err := vm.CardsImage(t.Context(), t.Logf, "e1000", "e1000e", "8139cp", "vmxnet3", "xhci_pci", "cdc_ether", "rndis_host")
+	kernel, initrd, err := vm.CardsImage(t.Context(), t.Logf, "e1000", "8139cp", "vmxnet3", "xhci_pci", "cdc_ether", "rndis_host")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,17 +63,14 @@ func TestMTUOfCards(t *testing.T) {
 		{"run own virtio", "run", "virtio-net-pci", false, "65520", "65520", some},
 		{"run virtio that ignores it", "run", "virtio-net-pci", true, "", "1500", some},
 		{"run virtio that goes by its card alone", "run", "", true, "", "65520", some},
-		{"run virtio without mergeable buffers", "run", "virtio-net-pci,mrg_rxbuf=off", false, "1500", "1500", some},
 		{"run virtio with an MTU of the user's", "run", "virtio-net-pci,host_mtu=4000", false, "4000", "4000", some},
 		{"run e1000 that is told 65520", "run --mtu 65520", "e1000", false, "65520", "1500", most},
-		{"run virtio at 1500", "run --mtu 1500", "", false, "1500", "1500", some},
 		{"run virtio at 9000", "run --mtu 9000", "", false, "9000", "9000", some},
 		{"serve virtio", "serve", "virtio-net-pci", false, "65520", "65520", most},
 		{"serve virtio without mergeable buffers", "serve", "virtio-net-pci,mrg_rxbuf=off", false, "1500", "1500", some},
 		{"serve e1000", "serve", "e1000", false, "1500", "1500", most},
-		{"serve e1000e", "serve", "e1000e", false, "1500", "1500", some},
 		{"serve rtl8139", "serve", "rtl8139", false, "1500", "1500", some},
-		{"serve vmxnet3", "serve", "vmxnet3", false, "1500", "1500", some},
+		{"serve vmxnet3", "serve", "vmxnet3", false, "65520", "1500", some}, // it hears what its driver then refuses
 		{"serve usb-net", "serve", "usb-net,bus=usb.0", false, "1500", "1500", some},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -104,6 +101,10 @@ func TestMTUOfCards(t *testing.T) {
 				cfg.Args = append(cfg.Args, "-device", device)
 			}
 			g := &guest{Guest: startQEMU(t, l, cfg), name: "alpha"}
+			if strings.HasPrefix(tt.device, "usb-net") { // it comes up when init is over, by the name of its bus
+				g.run(t, "while [ ! -e /sys/class/net/usb0 ]; do sleep 0.05; done; ip link set usb0 name eth0")
+				g.run(t, "%s", dhcpUp("alpha"))
+			}
 			if tt.static {
 				g.run(t, "ip addr add 10.0.2.15/24 dev eth0 && ip route add default via 10.0.2.2")
 			} else {
