@@ -507,7 +507,9 @@ func (p *pieces) Write(b []byte) (int, error) {
 		return 0, errEnough
 	}
 	if len(b) > 0 {
-		p.vec = append(p.vec, unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))})
+		v := unix.Iovec{Base: unsafe.SliceData(b)}
+		v.SetLen(len(b))
+		p.vec = append(p.vec, v)
 		p.size += len(b)
 	}
 	return len(b), nil

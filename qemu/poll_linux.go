@@ -84,7 +84,7 @@ func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
 			}
 			want += len(b)
 			if l := len(vec) - 1; l >= 0 && follows(vec[l], b) {
-				vec[l].Len += uint64(len(b)) // neighbours in the builder's memory: fewer pieces to walk
+				vec[l].SetLen(int(vec[l].Len) + len(b)) // neighbours in the builder's memory: fewer pieces to walk
 				return
 			}
 			vec = append(vec, iovec(b))
@@ -141,7 +141,9 @@ func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
 const maxVec = 1024
 
 func iovec(b []byte) unix.Iovec {
-	return unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))}
+	v := unix.Iovec{Base: unsafe.SliceData(b)}
+	v.SetLen(len(b))
+	return v
 }
 
 func follows(v unix.Iovec, b []byte) bool {
