@@ -146,7 +146,7 @@ func TestSVG(t *testing.T) {
 			bars += b2i(tok.Name.Local == "rect")
 		}
 	}
-	for _, want := range []string{"Gbit/s, more is better", "seconds per GB, less is better", "vmnetd", "passt", "30.00", "not measured", `a "<machine>" & co`} {
+	for _, want := range []string{"Gbit/s, more is better", "seconds per GB, less is better", "vmnetd", "passt", "30.00", "not measured", "\n0\n", "\n20\n", "\n30\n", `a "<machine>" & co`} {
 		if !strings.Contains(words, want) {
 			t.Errorf("the picture does not say %q", want)
 		}

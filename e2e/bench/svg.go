@@ -79,8 +79,8 @@ func (r *report) panel(s *strings.Builder, left, top float64, mtu int, m metric)
 	bottom := top + 30 + float64(2*(groupStep+len(r.o.backends)*barStep))
 	for n := 0; float64(n)*step <= most*1.001; n++ {
 		x := x0 + float64(n)*step*scale
-		fmt.Fprintf(s, `<line x1="%.1f" y1="%.0f" x2="%[1]f" y2="%.0f"/><text class="small" x="%[1]f" y="%.0f" text-anchor="middle">%g</text>`+"\n",
-			x, top+30, bottom+4, bottom+18, math.Round(float64(n)*step*1e6)/1e6)
+		fmt.Fprintf(s, `<line x1="%.1f" y1="%.0f" x2="%.1f" y2="%.0f"/>`, x, top+30, x, bottom+4)
+		fmt.Fprintf(s, `<text class="small" x="%.1f" y="%.0f" text-anchor="middle">%g</text>`+"\n", x, bottom+18, math.Round(float64(n)*step*1e6)/1e6)
 	}
 	fmt.Fprintf(s, `<text class="small" x="%.0f" y="%.0f" text-anchor="middle">%s</text>`+"\n", x0+plotWidth/2, bottom+34, axis)
 	y := top + 30
