@@ -54,7 +54,7 @@ func configure(s *stack.Stack, ep stack.LinkEndpoint, c *Config) error {
 	rcvbuf := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: tcpBuffer, Max: 2 * tcpBuffer}
 	moderate := tcpip.TCPModerateReceiveBufferOption(false)
 	sack := tcpip.TCPSACKEnabled(true)
-	recovery := tcpip.TCPRecovery(0) // RACK's tail-loss probes take a loaded queue of 5 to 15 ms for loss
+	recovery := tcpip.TCPRecovery(0)            // RACK's tail-loss probes take a loaded queue of 5 to 15 ms for loss
 	cc := tcpip.CongestionControlOption("reno") // its cubic drops fractions of the window with each ACK, and is at 0.8 of Linux's over 100 ms with 1 % lost, where reno is level
 	tw := tcpip.TCPTimeWaitTimeoutOption(timeWait)
 	for _, o := range []tcpip.SettableTransportProtocolOption{&sndbuf, &rcvbuf, &moderate, &sack, &recovery, &cc, &tw} {
