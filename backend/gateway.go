@@ -202,6 +202,9 @@ func (p *port) toStack(kind uint16, ip []byte, body link.Span) {
 		return
 	}
 	p.learnMTU(kind, ip)
+	if p.udp.direct(kind, ip, body) {
+		return
+	}
 	p.tcp.makeWay(kind, ip)
 	if p.gro.alone(p.nic, p.batch, kind, ip, body) {
 		return

@@ -41,24 +41,33 @@ type groSlot struct {
 	pieces int
 }
 
-// segmentOf says how long the IP header, the TCP header and all of a TCP segment are, if it is one and in order: whole,
-// without what IP may put between the headers. ip is its beginning, body where it lies.
-func segmentOf(kind uint16, ip []byte, body link.Span) (hl, th, total int, ok bool) {
+// wholeOf says how long the IP header and all of a packet are, if it is whole, in order and of this protocol, without
+// what IP may put between the headers. ip is its beginning, body where it lies.
+func wholeOf(kind uint16, ip []byte, body link.Span, proto tcpip.TransportProtocolNumber) (hl, total int, ok bool) {
 	switch {
-	case kind == etherIPv4 && len(ip) >= header.IPv4MinimumSize+header.TCPMinimumSize && ip[0] == 0x45 && ip[9] == byte(header.TCPProtocolNumber):
+	case kind == etherIPv4 && len(ip) >= header.IPv4MinimumSize && ip[0] == 0x45 && ip[9] == byte(proto):
 		if binary.BigEndian.Uint16(ip[6:])&0x3fff != 0 { // a fragment
-			return 0, 0, 0, false
+			return 0, 0, false
 		}
 		hl, total = header.IPv4MinimumSize, int(binary.BigEndian.Uint16(ip[2:]))
-	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize+header.TCPMinimumSize && ip[6] == byte(header.TCPProtocolNumber):
+	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize && ip[6] == byte(proto):
 		hl = header.IPv6MinimumSize
 		total = hl + int(binary.BigEndian.Uint16(ip[4:]))
 	default:
+		return 0, 0, false
+	}
+	return hl, total, total >= hl && total <= body.Len()
+}
+
+// segmentOf is wholeOf for a TCP segment, with how long its header is. What is not in order is the stack's IP layer to
+// judge.
+func segmentOf(kind uint16, ip []byte, body link.Span) (hl, th, total int, ok bool) {
+	hl, total, ok = wholeOf(kind, ip, body, header.TCPProtocolNumber)
+	if !ok || total < hl+header.TCPMinimumSize || len(ip) < hl+header.TCPMinimumSize {
 		return 0, 0, 0, false
 	}
 	th = int(ip[hl+12]>>4) * 4
-	// What is not in order is the stack's IP layer to judge.
-	return hl, th, total, th >= header.TCPMinimumSize && len(ip) >= hl+th && total >= hl+th && total <= body.Len()
+	return hl, th, total, th >= header.TCPMinimumSize && len(ip) >= hl+th && total >= hl+th
 }
 
 // add takes an IP packet to the gateway. It reports whether it took it.
@@ -205,7 +214,7 @@ func (s *groSlot) flush(n *nic, b *link.Batch) {
 			share(&payload, b, p)
 		}
 	}
-	if !s.known() {
+	if !ofHosts(h, s.v6) {
 		n.hand(proto, payload)
 		return
 	}
@@ -225,14 +234,17 @@ func (s *groSlot) gather(b *link.Batch, size int, head []byte) *buffer.View {
 	return v
 }
 
-// known says whether both addresses are of one host each, so that the stack's IP layer has nothing to say of them.
-func (s *groSlot) known() bool {
-	h := s.head[:]
-	if s.v6 {
-		return h[8] != 0xff && h[24] != 0xff && [16]byte(h[8:24]) != [16]byte{} && [16]byte(h[24:40]) != [16]byte{}
+// ofHosts says whether both addresses are of one host each, so that the stack's IP layer has nothing to say of them.
+func ofHosts(ip []byte, v6 bool) bool {
+	if v6 {
+		return unicast6(ip[8:16]) && unicast6(ip[24:32])
 	}
-	return unicast4(h[12]) && unicast4(h[16])
+	return unicast4(ip[12]) && unicast4(ip[16])
 }
+
+// unicast6 says whether IPv6 addresses that begin so are of one host each: no multicast, and not the unspecified, the
+// loopback or an IPv4 address in IPv6's clothes (RFC 6890).
+func unicast6(half []byte) bool { return half[0] != 0xff && binary.BigEndian.Uint64(half) != 0 }
 
 // unicast4 says whether IPv4 addresses that begin so are of one host each (RFC 6890).
 func unicast4(first byte) bool { return first != 0 && first != 127 && first < 224 }

@@ -21,6 +21,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/vmnetd/vmnetd/backend/egress"
+	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/flows"
 )
 
@@ -43,7 +44,8 @@ const (
 )
 
 type udpSide struct {
-	port *port
+	port    *port
+	scratch []byte // the reader's, for a datagram that lies in pieces
 
 	mu       sync.Mutex
 	closed   bool
@@ -73,25 +75,50 @@ func (u *udpSide) init(p *port) {
 	p.stack.SetTransportProtocolHandler(header.UDPProtocolNumber, u.fromGuest)
 }
 
-// fromGuest takes a whole datagram. It always has an answer of its own: the stack is to send none.
+// fromGuest takes a datagram that the stack has put together. It always has an answer of its own: the stack is to send
+// none.
 func (u *udpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
-	p, n := u.port, u.port.net
 	src, dst := ends(id)
-	h := header.UDP(pkt.TransportHeader().Slice())
 	v := pkt.Data().AsRange().ToView()
 	if v != nil { // nil where there is no payload
 		defer v.Release()
 	}
-	payload := v.AsSlice()
+	u.take(src, dst, pkt.TransportHeader().Slice(), v.AsSlice())
+	return true
+}
+
+// direct takes a datagram as it was read, if it is whole and in order: the stack has nothing to do for it.
+func (u *udpSide) direct(kind uint16, ip []byte, body link.Span) bool {
+	hl, total, ok := wholeOf(kind, ip, body, header.UDPProtocolNumber)
+	const udp = header.UDPMinimumSize
+	if !ok || total < hl+udp || len(ip) < hl+udp || !ofHosts(ip, kind == etherIPv6) {
+		return false
+	}
+	var from, to netip.Addr
+	if kind == etherIPv6 {
+		from, to = netip.AddrFrom16([16]byte(ip[8:24])), netip.AddrFrom16([16]byte(ip[24:40]))
+	} else {
+		from, to = netip.AddrFrom4([4]byte(ip[12:16])), netip.AddrFrom4([4]byte(ip[16:20]))
+	}
+	h := header.UDP(ip[hl : hl+udp])
+	s := body.From(hl + udp).Upto(total - hl - udp)
+	payload := u.port.batch.Whole(s, &u.scratch)
+	u.take(netip.AddrPortFrom(from, h.SourcePort()), netip.AddrPortFrom(to, h.DestinationPort()), h, payload)
+	return true
+}
+
+// take carries a datagram. payload is the caller's again when it returns.
+func (u *udpSide) take(src, dst netip.AddrPort, h header.UDP, payload []byte) {
+	p, n := u.port, u.port.net
 	if want := int(h.Length()) - header.UDPMinimumSize; want < 0 || want > len(payload) {
 		p.drop(flows.ReasonMalformed)
-		return true
+		return
 	} else {
 		payload = payload[:want] // what follows is padding
 	}
 	if dst.Port() == 0 || src.Port() == 0 {
 		p.drop(flows.ReasonMalformed)
-		return true
+		return
 	}
 
 	u.mu.Lock()
@@ -100,24 +127,23 @@ func (u *udpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 	u.mu.Unlock()
 	if c != nil {
 		c.deliver(payload)
-		return true
+		return
 	}
 	if dst.Port() == dnsPort && n.isDNS(dst.Addr()) {
 		n.dns.HandleUDP(p.ctx, p.id, append([]byte(nil), payload...), func(answer []byte) { p.sendUDP(dst, src, answer) })
-		return true
+		return
 	}
 	if m == nil {
 		var verdict flows.Verdict
 		if m, verdict = u.open(src, dst); m == nil {
 			u.reject(src, dst, len(payload), verdict)
-			return true
+			return
 		}
 	} else if verdict := m.judge(dst); !verdict.Allow {
 		u.reject(src, dst, len(payload), verdict)
-		return true
+		return
 	}
 	m.send(dst, payload)
-	return true
 }
 
 // open makes the mapping of src.

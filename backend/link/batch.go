@@ -140,6 +140,15 @@ func (b *Batch) Head(s Span, n int, scratch []byte) []byte {
 	return scratch[:n]
 }
 
+// Whole returns the bytes of s in one piece: where they lie if they lie so, else copied to scratch, which grows for it.
+func (b *Batch) Whole(s Span, scratch *[]byte) []byte {
+	if o := s.off % ChunkSize; s.n > 0 && o+s.n <= ChunkSize {
+		return b.chunks[s.off/ChunkSize].Mem[o : o+s.n]
+	}
+	*scratch = b.AppendTo((*scratch)[:0], s)
+	return *scratch
+}
+
 // Pieces calls f for each piece of s, in order: part lies in c.Mem at off.
 func (b *Batch) Pieces(s Span, f func(c *Chunk, off int, part []byte)) {
 	for s.n > 0 {
