@@ -693,3 +693,72 @@ func TestLoopLossyWire(t *testing.T) {
 		noFlows(t, n)
 	})
 }
+
+// A guest that is far away has a larger window. How far is seen by its handshake.
+func TestLoopLongPath(t *testing.T) {
+	const (
+		scale = 7       // the window's, as 4 MiB have it
+		near  = 2 << 20 // the window: half of 4 MiB
+		long  = 10 * time.Millisecond
+	)
+	both(t, func(t *testing.T, f family) {
+		_, g := onLoop(t, backend.Config{})
+		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at(f.loopback, 0)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		to := at(f.gateway, uint16(l.Addr().(*net.TCPAddr).Port))
+		hop := g.GatewayMAC(t)
+		addr := ip("10.0.2.77") // not one that the guest's own stack answers for
+		if f.gateway.Is6() {
+			addr = ip("fd00:1234::77")
+		}
+		port := uint16(20000)
+		send := func(s TCP) {
+			t.Helper()
+			s.SrcPort, s.DstPort = port, to.Port()
+			var h Layer = IPv4{Src: addr, Dst: to.Addr()}
+			if f.gateway.Is6() {
+				h = IPv6{Src: addr, Dst: to.Addr()}
+			}
+			if err := g.Send(Build(Ethernet{Src: g.MAC(), Dst: hop}, h, s)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// window is the one that comes with the host's first byte, after a handshake that took this long at least. It
+		// took less than the byte did.
+		window := func(handshake time.Duration) (size int, took time.Duration) {
+			t.Helper()
+			port++
+			answer, first := g.Watch(IsTCP("SA"), To(addr), ToPort(port)), g.Watch(IsTCP("PA"), To(addr), ToPort(port))
+			defer answer.Stop()
+			defer first.Stop()
+			began := time.Now()
+			send(TCP{Seq: 1000, Flags: "S", Options: []byte{3, 3, scale, 0}})
+			seq := answer.Expect(t).TCP.Seq
+			time.Sleep(handshake) // this is the long path
+			send(TCP{Seq: 1001, Ack: seq + 1, Flags: "A"})
+			c, err := l.AcceptTCP()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			size = int(first.Expect(t).TCP.Window) << scale
+			return size, time.Since(began)
+		}
+		if size, _ := window(long); size != 2*near {
+			t.Errorf("far away: window of %d, want %d", size, 2*near)
+		}
+		size, took := window(0)
+		for took >= long { // on a busy machine
+			size, took = window(0)
+		}
+		if size != near {
+			t.Errorf("close by: window of %d, want %d", size, near)
+		}
+	})
+}
