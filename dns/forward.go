@@ -217,16 +217,19 @@ func (s *Server) ask(ctx context.Context, network string, server netip.AddrPort,
 }
 
 func readDatagram(conn net.Conn) ([]byte, error) {
-	buf := make([]byte, upstreamBuffer)
-	n, err := conn.Read(buf)
+	buf := buffers.Get().(*[upstreamBuffer]byte)
+	defer buffers.Put(buf)
+	n, err := conn.Read(buf[:])
 	if err != nil {
 		return nil, err
 	}
 	if n == len(buf) {
 		buf[2] |= 0x02 // TC: this read may have cut it
 	}
-	return buf[:n], nil
+	return append([]byte(nil), buf[:n]...), nil
 }
+
+var buffers = sync.Pool{New: func() any { return new([upstreamBuffer]byte) }}
 
 // readMessage reads one message with its length before it (RFC 1035 section
 // 4.2.2). It keeps memory for bytes that came, not for bytes announced.

@@ -240,6 +240,9 @@ func New(c Config) (*Server, error) {
 	}
 	if s.dial == nil {
 		s.dial = func(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+			if network == "udp" { // a Dialer's care for many addresses and for time is lost on it
+				return net.DialUDP(network, nil, net.UDPAddrFromAddrPort(dst))
+			}
 			var d net.Dialer
 			return d.DialContext(ctx, network, dst.String())
 		}
@@ -376,12 +379,13 @@ func (s *Server) Status() Status {
 // HandleUDP returns when the answer is local, else from another goroutine,
 // with at most 1232 bytes that are then the callee's. query is only read
 // until HandleUDP returns. A guest past its limits gets no reply, as if the
-// datagram had been lost. When ctx ends the question is forgotten.
-func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, reply func([]byte)) {
+// datagram had been lost. When ctx ends the question is forgotten. It returns
+// whether the host's resolvers are being asked.
+func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, reply func([]byte)) (asking bool) {
 	s.queries.Add(1)
 	if !s.join() {
 		s.drop(DropClosed)
-		return
+		return false
 	}
 	q, own, chase, err := s.read(query)
 	if q == nil {
@@ -391,7 +395,7 @@ func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, repl
 			s.drop(d)
 		}
 		s.work.Done()
-		return
+		return false
 	}
 	send := func(raw []byte) {
 		raw = q.finish(raw, q.limit())
@@ -403,12 +407,12 @@ func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, repl
 	if own != nil {
 		send(own)
 		s.work.Done()
-		return
+		return false
 	}
 	if d := s.enter(guest); d != "" {
 		s.drop(d)
 		s.work.Done()
-		return
+		return false
 	}
 	go func() {
 		defer s.work.Done()
@@ -417,6 +421,7 @@ func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, repl
 			send(raw)
 		}
 	}()
+	return true
 }
 
 // ServeConn speaks DNS over TCP (RFC 7766) with guest until it is done, idle
