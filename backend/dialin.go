@@ -76,8 +76,8 @@ func (n *Network) dial(ctx context.Context, proto string, dst, from netip.AddrPo
 	q.Src = d.source()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &flowConn{loop: p.loop}
-	f, v := n.admit(p, q, func(flows.Reason) { cancel(); c.end() })
+	c := &flowConn{loop: p.loop, cancel: cancel}
+	f, v := n.admit(p, q, func(flows.Reason) { c.end() })
 	if f == nil {
 		d.Close()
 		return nil, fmt.Errorf("conversation with %s: not admitted: %s", dst, v.Reason)
@@ -218,14 +218,15 @@ type flowConn struct {
 	flow *flows.Flow
 	loop *loop // of the guest, or nil
 
-	mu    sync.Mutex
-	ended bool               // by the table
-	stop  func(flows.Reason) // ends it where the loop carries it: Conn is then the loop's alone
+	mu     sync.Mutex
+	cancel context.CancelFunc // of the dial, while it goes on
+	ended  bool               // by the table
+	stop   func(flows.Reason) // ends it where the loop carries it: Conn is then the loop's alone
 }
 
 func (c *flowConn) start(conn net.Conn, f *flows.Flow) {
 	c.mu.Lock()
-	c.Conn, c.flow = conn, f
+	c.Conn, c.flow, c.cancel = conn, f, nil
 	ended := c.ended
 	c.mu.Unlock()
 	if ended {
@@ -238,6 +239,9 @@ func (c *flowConn) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
+	if c.cancel != nil {
+		c.cancel()
+	}
 	if c.stop != nil {
 		c.stop(flows.ReasonReset)
 	} else if c.Conn != nil {
@@ -266,29 +270,30 @@ func (c *flowConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
+var _ portforward.Carrier = (*flowConn)(nil)
+
 // Carry implements portforward.Carrier: where the guest has a loop, host's descriptor goes on it.
-func (c *flowConn) Carry(host net.Conn, toGuest, toHost *atomic.Int64) (error, bool) {
+func (c *flowConn) Carry(host net.Conn, toGuest, toHost *atomic.Int64, over func(error)) bool {
 	c.mu.Lock()
 	t, ok := c.Conn.(*tcpConn)
 	if !ok || c.loop == nil || c.ended {
 		c.mu.Unlock()
-		return nil, false
+		return false
 	}
 	fd, ok := takeDescriptor(host)
 	if !ok {
 		c.mu.Unlock()
-		return nil, false
+		return false
 	}
-	over := make(chan error, 1)
-	c.stop = c.loop.carry(fd, t, c.flow, toGuest, toHost, func(err error) { over <- err })
+	c.stop = c.loop.carry(fd, t, c.flow, toGuest, toHost, over)
 	gone := c.stop == nil
 	c.mu.Unlock()
 	host.Close() // the loop has its own
 	if gone {
 		c.Conn.Close()
-		return net.ErrClosed, true
+		over(net.ErrClosed)
 	}
-	return <-over, true
+	return true
 }
 
 // CloseWrite ends this half, where the conversation has halves.

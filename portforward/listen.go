@@ -40,7 +40,12 @@ func openHost(r Rule, i int) (hostSocket, uint16, *problem) {
 		if err != nil {
 			return nil, 0, bindProblem(UDP, at, err)
 		}
-		s := &datagramSocket{UDPConn: pc, port: guest, wild: r.Host.IsUnspecified(), v6: r.Host.Is6()}
+		raw, err := pc.SyscallConn()
+		if err != nil {
+			pc.Close()
+			return nil, 0, bindProblem(UDP, at, err)
+		}
+		s := &datagramSocket{UDPConn: pc, raw: raw, port: guest, wild: r.Host.IsUnspecified(), v6: r.Host.Is6()}
 		if s.wild {
 			if err := s.watchDst(); err != nil {
 				pc.Close()
@@ -50,7 +55,7 @@ func openHost(r Rule, i int) (hostSocket, uint16, *problem) {
 		}
 		return s, pc.LocalAddr().(*net.UDPAddr).AddrPort().Port(), nil
 	}
-	var lc net.ListenConfig
+	lc := listenConfig()
 	lc.SetMultipathTCP(false) // a reset must stay a plain TCP reset
 	l, err := lc.Listen(context.Background(), "tcp"+family, at.String())
 	if err != nil {

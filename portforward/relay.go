@@ -44,20 +44,11 @@ func Relay(a, b net.Conn) (aToB, bToA int64, err error) {
 // Carrier is what a guest's TCP conn may be beside: one that can carry a host
 // connection itself, faster than Relay.
 type Carrier interface {
-	// Carry does what Relay does, with host as the first connection, and adds
-	// to the counters as bytes move. ok false: it cannot carry this one, and
-	// has not touched it.
-	Carry(host net.Conn, toGuest, toHost *atomic.Int64) (err error, ok bool)
-}
-
-// carry has the guest's conn carry host if it can.
-func carry(host, guest net.Conn, toGuest, toHost *atomic.Int64) error {
-	if c, is := guest.(Carrier); is {
-		if err, ok := c.Carry(host, toGuest, toHost); ok {
-			return err
-		}
-	}
-	return relay(host, guest, toGuest, toHost)
+	// Carry begins what Relay does, with host as the first connection, and
+	// adds to the counters as bytes move. over is told what Relay would have
+	// returned, once, on any goroutine, perhaps before Carry returns; it does
+	// not wait. False: it cannot carry this one, and has not touched it.
+	Carry(host net.Conn, toGuest, toHost *atomic.Int64, over func(error)) bool
 }
 
 // relay is Relay with counters that move while it runs.

@@ -152,3 +152,27 @@ func socketOwner(inodes map[string]bool) string {
 	}
 	return unknown + " (another user's: root can see which, with ss -lnp)"
 }
+
+// listenConfig sets keep-alive on the listening socket, whose connections have
+// it from there: net would set it on each of them, in four calls. 15 s and nine
+// times 15 s are net's own.
+func listenConfig() net.ListenConfig {
+	return net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) {
+			for _, o := range [][3]int{
+				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9},
+			} {
+				if err == nil {
+					err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), o[0], o[1], o[2]))
+				}
+			}
+		}); cerr != nil {
+			return cerr
+		}
+		return err
+	}}
+}

@@ -29,3 +29,5 @@ func portOwner(Proto, netip.AddrPort) string {
 	return "another program on this " + runtime.GOOS + " host"
 }
 func pathOwner(string) string { return "another program" }
+
+func listenConfig() net.ListenConfig { return net.ListenConfig{} }

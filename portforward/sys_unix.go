@@ -5,6 +5,9 @@ package portforward
 import (
 	"errors"
 	"net"
+	"net/netip"
+	"os"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -43,4 +46,38 @@ func polled(c syscall.Conn, what int16) (is bool, err error) {
 		is = err == nil && n > 0 && p[0].Revents&what != 0
 	})
 	return is, err
+}
+
+// sendsNow says that sendNow does what it says.
+const sendsNow = true
+
+type sockaddr = unix.Sockaddr
+
+func sockaddrOf(a netip.AddrPort) sockaddr {
+	if addr := a.Addr().Unmap(); addr.Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: addr.As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zoneID(a.Addr().Zone())}
+}
+
+func zoneID(zone string) uint32 {
+	if zone == "" {
+		return 0
+	}
+	if ifi, err := net.InterfaceByName(zone); err == nil {
+		return uint32(ifi.Index)
+	}
+	n, _ := strconv.ParseUint(zone, 10, 32) // net's name for an interface without one
+	return uint32(n)
+}
+
+// sendNow sends a datagram, or does not where it would have to wait.
+func (s *datagramSocket) sendNow(p, oob []byte, to sockaddr) error {
+	var err error
+	if cerr := s.raw.Control(func(fd uintptr) {
+		_, err = unix.SendmsgN(int(fd), p, oob, to, unix.MSG_DONTWAIT)
+	}); cerr != nil {
+		return net.ErrClosed // Control's only error
+	}
+	return os.NewSyscallError("sendmsg", err)
 }

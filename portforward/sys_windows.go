@@ -3,6 +3,7 @@ package portforward
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"syscall"
 
 	"golang.org/x/sys/windows"
@@ -22,3 +23,12 @@ func isNoDescriptors(err error) bool { return errors.Is(err, windows.WSAEMFILE) 
 
 // hasReset: no poll here. Such a conversation lasts until its guest moves.
 func hasReset(net.Conn) bool { return false }
+
+// sendsNow: a datagram socket of net's can only be written to by waiting.
+const sendsNow = false
+
+type sockaddr = struct{}
+
+func sockaddrOf(netip.AddrPort) sockaddr { return sockaddr{} }
+
+func (*datagramSocket) sendNow(_, _ []byte, _ sockaddr) error { return errors.ErrUnsupported }

@@ -45,10 +45,11 @@ func eventually(t *testing.T, what string, is func() bool) {
 
 // fakeGuest reaches real servers on loopback in place of guests.
 type fakeGuest struct {
-	mu    sync.Mutex
-	at    map[string]string // "tcp/80" to a loopback address; "" hangs
-	dials []dialled
-	conns []net.Conn
+	mu     sync.Mutex
+	at     map[string]string // "tcp/80" to a loopback address; "" hangs
+	prompt bool              // UDP conns are Prompt
+	dials  []dialled
+	conns  []net.Conn
 }
 
 type dialled struct {
@@ -85,6 +86,9 @@ func (g *fakeGuest) DialGuest(ctx context.Context, proto, guest string, port uin
 		g.mu.Lock()
 		g.conns = append(g.conns, c)
 		g.mu.Unlock()
+		if g.prompt && proto == "udp" {
+			c = promptConn{c}
+		}
 	}
 	return c, err
 }

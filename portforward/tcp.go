@@ -58,9 +58,9 @@ func (s *streamSocket) serve(e *entry) {
 			abort(c)
 			continue
 		}
-		v := e.t.newConv(e, c) // here, so that who waits for this loop can cut it
+		v, ctx := e.t.newConv(e, c) // here, so that who waits for this loop can cut it
 		e.t.wg.Add(1)
-		go v.converse(s.port)
+		go v.converse(ctx, c, s.port)
 	}
 }
 
@@ -77,29 +77,29 @@ func (e *entry) acceptFailed(err error, pause time.Duration) {
 
 // conv is one TCP conversation, from its accept to its end.
 type conv struct {
-	e      *entry
-	host   net.Conn
-	ctx    context.Context // the dial's
-	cancel context.CancelFunc
+	e *entry
 
-	mu    sync.Mutex
-	guest net.Conn // nil while dialling
-	cut   bool
-	gone  bool // the client has reset, seen by one sweep
+	mu     sync.Mutex
+	host   net.Conn           // nil once the guest's conn carries it
+	cancel context.CancelFunc // of the dial; nil once that is over
+	guest  net.Conn           // nil while dialling
+	cut    bool
+	gone   bool // the client has reset, seen by one sweep
 }
 
-func (t *Table) newConv(e *entry, host net.Conn) *conv {
+// newConv returns a conversation and the context of its dial.
+func (t *Table) newConv(e *entry, host net.Conn) (*conv, context.Context) {
 	c := &conv{e: e, host: host}
-	c.ctx, c.cancel = context.WithTimeout(t.ctx, t.cfg.DialTimeout)
+	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.DialTimeout)
+	c.cancel = cancel
 	t.convMu.Lock()
 	t.convs[c] = struct{}{}
 	t.convMu.Unlock()
-	return c
+	return c, ctx
 }
 
 // forget frees the conversation's place in the table.
 func (t *Table) forget(c *conv) {
-	c.cancel()
 	c.e.release()
 	t.convMu.Lock()
 	delete(t.convs, c)
@@ -110,16 +110,29 @@ func (t *Table) forget(c *conv) {
 	t.convMu.Unlock()
 }
 
-// converse is the life of a TCP conversation.
-func (c *conv) converse(port uint16) {
-	e, t, host := c.e, c.e.t, c.host
-	defer t.wg.Done()
-	defer t.forget(c)
+// converse is the life of a TCP conversation, or its beginning where the
+// guest's conn carries it from there.
+func (c *conv) converse(ctx context.Context, host net.Conn, port uint16) {
+	e, t := c.e, c.e.t
+	over := func(err error) {
+		if err != nil {
+			c.mu.Lock()
+			cut := c.cut
+			c.mu.Unlock()
+			if cut {
+				e.count(ReasonCut)
+			} else {
+				e.count(ReasonReset)
+			}
+		}
+		t.forget(c)
+		t.wg.Done()
+	}
 	var client netip.AddrPort
 	if a, ok := host.RemoteAddr().(*net.TCPAddr); ok {
 		client = a.AddrPort()
 	}
-	guest, err := t.cfg.Guest.DialGuest(c.ctx, "tcp", e.rule.Guest, port, shownAs(e.rule.Source, client), e.text)
+	guest, err := t.cfg.Guest.DialGuest(ctx, "tcp", e.rule.Guest, port, shownAs(e.rule.Source, client), e.text)
 	if err == nil && guest == nil {
 		err = errors.New("DialGuest returned neither a connection nor an error")
 	}
@@ -127,6 +140,8 @@ func (c *conv) converse(port uint16) {
 	c.mu.Lock()
 	cut, gone := c.cut, c.gone
 	c.guest = guest
+	c.cancel() // nothing of the dial is to live as long as the conversation
+	c.cancel = nil
 	c.mu.Unlock()
 	if cut || gone || err != nil {
 		reason := whyDial(err)
@@ -140,30 +155,33 @@ func (c *conv) converse(port uint16) {
 			abort(guest)
 		}
 		abort(host)
+		over(nil)
 		return
 	}
 	e.saw(Present)
-	if err := carry(host, guest, &e.toGuest, &e.toClient); err != nil {
+	if g, ok := guest.(Carrier); ok && g.Carry(host, &e.toGuest, &e.toClient, over) {
 		c.mu.Lock()
-		cut = c.cut
+		c.host = nil
 		c.mu.Unlock()
-		if cut {
-			e.count(ReasonCut)
-		} else {
-			e.count(ReasonReset)
-		}
+		return
 	}
+	over(relay(host, guest, &e.toGuest, &e.toClient))
 }
 
 // end resets both sides, or gives up the dial.
 func (c *conv) end() {
 	c.mu.Lock()
-	guest := c.guest
+	guest, host := c.guest, c.host
+	if c.cancel != nil {
+		c.cancel()
+	}
 	c.mu.Unlock()
-	c.cancel()
-	if guest != nil { // converse sees to the host side after a given-up dial
-		abort(guest)
-		abort(c.host)
+	if guest == nil {
+		return // converse sees to the host side after a given-up dial
+	}
+	abort(guest)
+	if host != nil {
+		abort(host)
 	}
 }
 
@@ -195,7 +213,10 @@ func (t *Table) conversations() []*conv {
 // on in order what came before the reset.
 func (t *Table) sweepConvs() {
 	for _, c := range t.conversations() {
-		if !hasReset(c.host) {
+		c.mu.Lock()
+		host := c.host
+		c.mu.Unlock()
+		if host == nil || !hasReset(host) {
 			continue
 		}
 		c.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,6 +28,7 @@ const (
 // datagramSocket is the host end of a UDP rule's port.
 type datagramSocket struct {
 	*net.UDPConn
+	raw  syscall.RawConn
 	port uint16 // the guest's
 	// wild: bound to 0.0.0.0 or ::, so that each datagram's own destination
 	// has to be asked for, and set as the answer's source.
@@ -125,6 +127,17 @@ type sessionKey struct {
 	local  localEnd
 }
 
+// Prompt is what a guest's UDP conn may be beside: one whose Write never waits.
+// Its conversations need nobody who reads, and their clients' datagrams are
+// written by whoever received them.
+type Prompt interface {
+	// Receive has what Read would return given to f instead, from then on,
+	// on any goroutine: datagrams, which are borrowed for the call, and
+	// refusals. The last call is the conn's end, net.ErrClosed. f does not
+	// wait. False: the conn cannot, and Read goes on.
+	Receive(f func(p []byte, err error)) bool
+}
+
 // sessions are the UDP conversations of a rule, over all its ports.
 type sessions struct {
 	max int
@@ -135,19 +148,25 @@ type sessions struct {
 	over  bool      // the rule has gone
 }
 
-// session is the conversation with one client address. Two goroutines: one
-// dials, then writes to the guest, the other reads from it.
+// session is the conversation with one client address. One goroutine dials and
+// sees to the end. Where the guest's conn is not Prompt it writes to it as
+// well, and another reads from it.
 type session struct {
 	key    sessionKey
 	queue  chan datagram
 	ctx    context.Context
 	cancel context.CancelFunc
-	source []byte // control message of the answers
+	source []byte   // control message of the answers
+	to     sockaddr // the client
+	failed atomic.Int32
 
 	// guarded by sessions.mu
 	elem  *list.Element // nil once ended
 	used  time.Time
 	guest net.Conn
+	// open: guest is Prompt and has all that was queued, so the next goes
+	// straight to it.
+	open bool
 }
 
 // datagram is a pooled copy of one.
@@ -200,14 +219,37 @@ func (ss *sessions) receive(e *entry, key sessionKey, p []byte) {
 		}
 	}
 	ss.touch(s)
-	ss.mu.Unlock()
+	if s.open {
+		ss.mu.Unlock()
+		s.write(e, p)
+		return
+	}
 	d := copyDatagram(p)
 	select {
-	case s.queue <- d:
+	case s.queue <- d: // under the lock, so that none comes behind open
 	default:
 		d.free()
 		e.count(ReasonQueue)
 	}
+	ss.mu.Unlock()
+}
+
+// write sends the guest a datagram, and reports whether there may be more.
+func (s *session) write(e *entry, p []byte) bool {
+	n, err := s.guest.Write(p)
+	if isRefused(err) {
+		// What the guest said to the datagram before: this one has not been
+		// sent.
+		e.count(ReasonUnreachable)
+		n, err = s.guest.Write(p)
+	}
+	e.toGuest.Add(int64(n))
+	if err == nil || s.ctx.Err() != nil {
+		return true
+	}
+	e.count(ReasonSend)
+	e.note(err)
+	return !errors.Is(err, net.ErrClosed)
 }
 
 // open starts a conversation, in place of the least recently used one where
@@ -230,6 +272,7 @@ func (ss *sessions) open(e *entry, key sessionKey) *session {
 		return nil
 	}
 	s := &session{key: key, queue: make(chan datagram, udpQueue), source: key.sock.source(key.local)}
+	s.to = sockaddrOf(key.client)
 	s.ctx, s.cancel = context.WithCancel(e.t.ctx)
 	s.elem = ss.lru.PushFront(s)
 	ss.byKey[key] = s
@@ -319,6 +362,14 @@ func (ss *sessions) converse(e *entry, s *session) {
 		return
 	}
 	e.saw(Present)
+	if over, ok := ss.receiveFrom(e, s, guest); ok {
+		ss.catchUp(e, s)
+		select {
+		case <-s.ctx.Done():
+		case <-over:
+		}
+		return
+	}
 	t.wg.Add(1)
 	go ss.answer(e, s, guest)
 
@@ -327,23 +378,76 @@ func (ss *sessions) converse(e *entry, s *session) {
 		case <-s.ctx.Done():
 			return
 		case d := <-s.queue:
-			n, err := guest.Write(d.bytes())
-			if isRefused(err) {
-				// What the guest said to the datagram before: this one has
-				// not been sent.
-				e.count(ReasonUnreachable)
-				n, err = guest.Write(d.bytes())
-			}
+			more := s.write(e, d.bytes())
 			d.free()
-			e.toGuest.Add(int64(n))
-			if err != nil && s.ctx.Err() == nil {
-				e.count(ReasonSend)
-				e.note(err)
-				if errors.Is(err, net.ErrClosed) {
-					return
-				}
+			if !more {
+				return
 			}
 		}
+	}
+}
+
+// receiveFrom has the guest's datagrams sent to the client as they come, if
+// that can be. over is closed when no more can come.
+func (ss *sessions) receiveFrom(e *entry, s *session, guest net.Conn) (over chan struct{}, ok bool) {
+	g, ok := guest.(Prompt)
+	if !ok || !sendsNow {
+		return nil, false
+	}
+	over = make(chan struct{})
+	end := sync.OnceFunc(func() { close(over) })
+	return over, g.Receive(func(p []byte, err error) {
+		if s.ctx.Err() != nil {
+			return // and whoever ended it may hold ss.mu
+		}
+		switch {
+		case isRefused(err):
+			e.count(ReasonUnreachable)
+			if s.failed.Add(1) > udpErrors {
+				end()
+			}
+			return
+		case err != nil:
+			e.note(err)
+			end()
+			return
+		}
+		s.failed.Store(0)
+		ss.mu.Lock()
+		ss.touch(s)
+		ss.mu.Unlock()
+		err = s.key.sock.sendNow(p, s.source, s.to)
+		if s.source != nil && errors.Is(err, syscall.EINVAL) {
+			err = s.key.sock.sendNow(p, nil, s.to) // as in send
+		}
+		switch {
+		case err == nil:
+			e.toClient.Add(int64(len(p)))
+		case errors.Is(err, net.ErrClosed):
+			end()
+		default:
+			e.count(ReasonSend)
+			e.note(err)
+		}
+	})
+}
+
+// catchUp writes what came while the guest was dialled, and opens the session
+// to what follows.
+func (ss *sessions) catchUp(e *entry, s *session) {
+	for {
+		ss.mu.Lock()
+		select {
+		case d := <-s.queue:
+			ss.mu.Unlock()
+			s.write(e, d.bytes())
+			d.free()
+			continue
+		default:
+			s.open = true
+		}
+		ss.mu.Unlock()
+		return
 	}
 }
 
