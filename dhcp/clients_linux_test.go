@@ -317,6 +317,20 @@ func (w *wire) configured(want string) {
 	}
 }
 
+// written waits until a client's file says so.
+func (w *wire) written(file, want string) {
+	w.Helper()
+	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		b, _ := os.ReadFile(file)
+		if strings.Contains(string(b), want) {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.Fatalf("no %q in %s:\n%s", want, file, b)
+		}
+	}
+}
+
 // start runs a client in its namespace; the function returned ends it and gives back what it printed.
 func (w *wire) start(name string, args ...string) (signal func(os.Signal), end func() string) {
 	w.Helper()
@@ -427,6 +441,7 @@ func TestDhclient4(t *testing.T) {
 	_, end = w.start("dhclient", args...)
 	w.expect("35 01 03 -> NAK", "35 01 01 -> OFFER", "35 01 03 -> ACK")
 	w.configured("BOUND addr=10.0.2.16")
+	w.written(lf, "10.0.2.16") // it tells the script first
 	if out := end(); !strings.Contains(out, "DHCPNAK") {
 		t.Error("dhclient does not say so")
 	}
