@@ -61,6 +61,7 @@ func (n *Network) dial(ctx context.Context, proto string, dst, from netip.AddrPo
 	if err != nil {
 		return nil, err
 	}
+	p.dialed.Store(time.Now().UnixNano())
 	src := n.seenAs(from, dst.Addr())
 	q := flows.Query{Guest: p.id, Proto: flows.TCP, Dir: flows.In, Dst: dst, Rule: rule}
 	var d dialIn
@@ -270,7 +271,10 @@ func (c *flowConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-var _ portforward.Carrier = (*flowConn)(nil)
+var (
+	_ portforward.Carrier = (*flowConn)(nil)
+	_ portforward.Prompt  = (*flowConn)(nil)
+)
 
 // Carry implements portforward.Carrier: where the guest has a loop, host's descriptor goes on it.
 func (c *flowConn) Carry(host net.Conn, toGuest, toHost *atomic.Int64, over func(error)) bool {
@@ -293,6 +297,22 @@ func (c *flowConn) Carry(host net.Conn, toGuest, toHost *atomic.Int64, over func
 		c.Conn.Close()
 		over(net.ErrClosed)
 	}
+	return true
+}
+
+// Receive implements portforward.Prompt.
+func (c *flowConn) Receive(f func(p []byte, err error)) bool {
+	u, ok := c.Conn.(*udpConn)
+	if !ok {
+		return false
+	}
+	u.receive(func(p []byte, err error) {
+		if err == nil {
+			c.flow.Up.Add(len(p))
+			c.flow.Touch()
+		}
+		f(p, err)
+	})
 	return true
 }
 

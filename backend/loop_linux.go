@@ -48,11 +48,13 @@ const (
 
 	// A stream of small frames is read in larger batches if the reader waits a moment, and costs half. pauseTime is
 	// about what a VMM takes for a batch; pauseFrame tells small frames from large ones, which a pause only slows;
-	// between pauseMin and pauseMax bytes the socket was neither idle nor already full.
-	pauseTime  = 50 * time.Microsecond
-	pauseFrame = 4 << 10
-	pauseMin   = 8 << 10
-	pauseMax   = 128 << 10
+	// between pauseMin and pauseMax bytes the socket was neither idle nor already full. Frames for another guest cost so
+	// little that a stream of them comes in twos and threes, more than one frame of 1500.
+	pauseTime   = 50 * time.Microsecond
+	pauseFrame  = 4 << 10
+	pauseMin    = 8 << 10
+	pauseMax    = 128 << 10
+	pauseOnward = 3000 // as pauseMin, where all that was read goes to other guests
 )
 
 type loop struct {
@@ -69,6 +71,9 @@ type loop struct {
 	watched []watched // by the events' index
 	unused  []int32
 	wantOut bool // the guest's socket is full
+
+	tx     sync.Mutex // the wire's writing side: the loop's while it flushes, else whose TryLock gets it (sendNow)
+	behind bool       // under tx: the wire has not taken all that was written before
 
 	ready   []*stream // to be moved
 	held    []*stream // not read, since the guest's queue is long
@@ -94,6 +99,7 @@ type loop struct {
 	moved  int       // bytes from and to the guest lately
 	paceOf time.Time // when that was halved last
 	pause  bool      // the next read is to wait a moment
+	passed bool      // whoever answers what was read last does not answer this loop
 
 	asleep atomic.Bool
 	mu     sync.Mutex
@@ -329,7 +335,7 @@ var oneProcessor = runtime.NumCPU() == 1
 
 // spin looks for events for a short time if small exchanges are going on.
 func (l *loop) spin() (int, error) {
-	if oneProcessor || l.wantOut { // or the guest does not keep up
+	if oneProcessor || l.passed || l.wantOut { // the last: the guest does not keep up
 		return 0, nil
 	}
 	now := time.Now()
@@ -337,7 +343,7 @@ func (l *loop) spin() (int, error) {
 		l.moved >>= min(paces, 62)
 		l.paceOf = now
 	}
-	if l.moved >= spinBelow {
+	if l.moved >= spinBelow || now.UnixNano()-l.p.dialed.Load() < int64(pace) {
 		return 0, nil
 	}
 	for {
@@ -390,10 +396,16 @@ func (l *loop) readLink() error {
 		size += f.Len()
 	}
 	l.moved += size
+	p.elsewhere = 0
 	l.acks.read += size
 	l.acks.few = 2 * (p.mtu() + header.EthernetMinimumSize)
 	p.carry()
-	l.pause = size >= pauseMin && size < pauseMax && size < len(p.batch.Frames)*pauseFrame
+	l.passed = p.elsewhere == len(p.batch.Frames)
+	least := pauseMin
+	if l.passed {
+		least = pauseOnward
+	}
+	l.pause = size >= least && size < pauseMax && size < len(p.batch.Frames)*pauseFrame
 	return nil
 }
 
@@ -435,6 +447,11 @@ func (l *loop) moveReady() {
 // flush writes what waits for the guest, until nothing does, its socket is full, or the others have their turn.
 func (l *loop) flush() error {
 	p := l.p
+	l.tx.Lock()
+	defer func() {
+		l.behind = l.writing || l.at < len(l.taken)
+		l.tx.Unlock()
+	}()
 	for l.flushed = 0; l.flushed < flushMost; {
 		if !l.writing {
 			if l.at == len(l.taken) {
@@ -465,6 +482,7 @@ func (l *loop) write() error {
 		size += frames[i].Len()
 	}
 	l.moved += size
+	l.passed = l.passed && n == 0
 	p.txBytes.Add(uint64(size))
 	p.txFrames.Add(uint64(n))
 	l.next += n
@@ -495,6 +513,11 @@ func (l *loop) sendACKs() error {
 	if l.acks.n == 0 || l.writing { // or the guest's socket is full, and what is on its way acknowledges
 		return nil
 	}
+	l.tx.Lock()
+	defer func() {
+		l.behind = l.writing || l.at < len(l.taken)
+		l.tx.Unlock()
+	}()
 	l.p.split.reset()
 	l.acks.releaseAll(l.cut)
 	l.next, l.writing = 0, true
@@ -507,6 +530,33 @@ func (l *loop) acksDue() {
 	if l.acks.n > 0 {
 		l.sendACKs() // its error is the next read's too
 	}
+}
+
+// sendNow writes frames to the guest for somebody else, without the loop, where nothing is before them. It never
+// waits, and returns how many were taken: the others belong into the queue. The frames are borrowed for the call.
+func (l *loop) sendNow(frames []link.Frame) int {
+	if !l.tx.TryLock() {
+		return 0
+	}
+	defer l.tx.Unlock()
+	if l.behind || l.p.queue.waiting() {
+		return 0
+	}
+	n, err := l.link.TryWriteFrames(frames)
+	for i := range frames[:n] {
+		l.p.txBytes.Add(uint64(frames[i].Len()))
+	}
+	l.p.txFrames.Add(uint64(n))
+	if err != nil { // the wire is full, perhaps within a frame, or over: the loop goes on with it, or finds out
+		l.behind = true
+		l.post(func() {
+			if !l.writing {
+				l.p.split.reset()
+				l.batch, l.next, l.writing = nil, 0, true
+			}
+		})
+	}
+	return n
 }
 
 // end closes what the loop owns.

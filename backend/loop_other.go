@@ -9,6 +9,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/vmnetd/vmnetd/backend/egress"
+	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/flows"
 )
 
@@ -19,6 +20,8 @@ func newLoop(*port) (*loop, error) { return nil, nil }
 
 func (*loop) run() error { return nil }
 func (*loop) wake()      {}
+
+func (*loop) sendNow([]link.Frame) int { return 0 }
 
 func (*loop) carry(int, *tcpConn, *flows.Flow, *atomic.Int64, *atomic.Int64, func(error)) func(flows.Reason) {
 	return nil

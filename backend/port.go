@@ -50,6 +50,10 @@ type port struct {
 	udp  udpSide
 	dhcp chan dhcpRequest
 
+	// dialed is when, in Unix nanoseconds, the host last opened a conversation. The next comes by way of Go's poller,
+	// which does not look while the loop does.
+	dialed atomic.Int64
+
 	declared                             atomic.Int32 // the MTU that the guest has shown (mtu.go); 0: none yet
 	rxFrames, rxBytes, txFrames, txBytes atomic.Uint64
 	drops                                [flows.NumReasons]atomic.Uint64
@@ -65,6 +69,8 @@ type port struct {
 	lastSrcMAC [2]mac
 	lastSrcGen [2]uint64 // the segment's then
 	flooded    bucket
+	onward     onward
+	elsewhere  int // frames since the loop set it to 0 whose answer, if any, a goroutine or another guest's loop gets
 
 	// Of the writer only.
 	split   splitter
@@ -184,6 +190,7 @@ func (p *port) carry() {
 		p.fromGuest(s)
 	}
 	p.gro.flushAll(p.nic, p.batch)
+	p.onward.send(p.batch)
 }
 
 // mostAtOnce is how many bytes the writer cuts to frames before it writes: a socket buffer's worth, so that what

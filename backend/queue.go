@@ -65,7 +65,7 @@ func newQueue(dropped func()) *queue {
 func (q *queue) push(i item) {
 	i.size += itemCost
 	q.mu.Lock()
-	if q.closed || q.bytes.Load()+int64(i.size) > queueLimit || i.other && q.others.Load()+int64(i.size) > othersLimit {
+	if q.closed || q.full(i) {
 		closed := q.closed
 		q.mu.Unlock()
 		i.release()
@@ -74,11 +74,7 @@ func (q *queue) push(i item) {
 		}
 		return
 	}
-	q.bytes.Add(int64(i.size))
-	if i.other {
-		q.others.Add(int64(i.size))
-	}
-	q.items = append(q.items, i)
+	q.add(i)
 	first := len(q.items) == 1
 	if first && q.notify == nil {
 		q.wake.Signal()
@@ -87,6 +83,47 @@ func (q *queue) push(i item) {
 	if first && q.notify != nil {
 		q.notify()
 	}
+}
+
+// pushAll takes items over as push does, under one lock.
+func (q *queue) pushAll(items []item) {
+	dropped := 0
+	q.mu.Lock()
+	first := len(q.items) == 0
+	for _, i := range items {
+		i.size += itemCost
+		if q.closed || q.full(i) {
+			i.release()
+			dropped++
+			continue
+		}
+		q.add(i)
+	}
+	first = first && len(q.items) > 0
+	if first && q.notify == nil {
+		q.wake.Signal()
+	}
+	closed := q.closed
+	q.mu.Unlock()
+	if first && q.notify != nil {
+		q.notify()
+	}
+	for ; dropped > 0 && !closed; dropped-- {
+		q.dropped()
+	}
+}
+
+// full says whether i does not fit. Called with mu held, as add is.
+func (q *queue) full(i item) bool {
+	return q.bytes.Load()+int64(i.size) > queueLimit || i.other && q.others.Load()+int64(i.size) > othersLimit
+}
+
+func (q *queue) add(i item) {
+	q.bytes.Add(int64(i.size))
+	if i.other {
+		q.others.Add(int64(i.size))
+	}
+	q.items = append(q.items, i)
 }
 
 // take waits for items and swaps them for spare, an empty slice to fill next. It returns nil once closed.

@@ -267,7 +267,7 @@ func (s *segment) forward(p *port, b *link.Batch, f link.Span, dst mac) {
 	switch {
 	case to == p || alone:
 	case to != nil:
-		to.queue.push(copied(b, f))
+		p.onward.add(p, to, f)
 	default:
 		s.flood(p, b, f)
 	}

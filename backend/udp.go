@@ -126,11 +126,14 @@ func (u *udpSide) take(src, dst netip.AddrPort, h header.UDP, payload []byte) {
 	m := u.mappings[src]
 	u.mu.Unlock()
 	if c != nil {
+		p.elsewhere++
 		c.deliver(payload)
 		return
 	}
 	if dst.Port() == dnsPort && n.isDNS(dst.Addr()) {
-		n.dns.HandleUDP(p.ctx, p.id, append([]byte(nil), payload...), func(answer []byte) { p.sendUDP(dst, src, answer) })
+		if n.dns.HandleUDP(p.ctx, p.id, payload, func(answer []byte) { p.sendUDP(dst, src, answer) }) {
+			p.elsewhere++
+		}
 		return
 	}
 	if m == nil {
@@ -344,16 +347,24 @@ func (p *port) sendUDP(src, dst netip.AddrPort, payload []byte) {
 	if src.Addr().Is4() != dst.Addr().Is4() {
 		return
 	}
-	size := header.UDPMinimumSize + len(payload)
-	if ipHeaderLen(src.Addr())+size > p.net.cfg.MTU {
-		b := make([]byte, size)
-		putUDP(b, src, dst, payload)
-		p.sendIP(src.Addr(), dst.Addr(), header.UDPProtocolNumber, b)
+	if f := p.datagram(src, dst, payload); f != nil {
+		p.sendFrame(f)
 		return
+	}
+	b := make([]byte, header.UDPMinimumSize+len(payload))
+	putUDP(b, src, dst, payload)
+	p.sendIP(src.Addr(), dst.Addr(), header.UDPProtocolNumber, b)
+}
+
+// datagram is one as a frame, or nil where it takes fragments.
+func (p *port) datagram(src, dst netip.AddrPort, payload []byte) []byte {
+	size := header.UDPMinimumSize + len(payload)
+	if ipHeaderLen(src.Addr())+size > p.mtu() {
+		return nil
 	}
 	f, b := p.newPacket(src.Addr(), dst.Addr(), header.UDPProtocolNumber, size)
 	putUDP(b, src, dst, payload)
-	p.sendFrame(f)
+	return f
 }
 
 // putUDP writes a datagram with its checksum.
@@ -376,6 +387,9 @@ type udpConn struct {
 	in   chan []byte
 	done chan struct{}
 	once sync.Once
+
+	mu sync.Mutex                          // held to put into in, and to set to
+	to atomic.Pointer[func([]byte, error)] // if set, gets what would go into in
 
 	refused  atomic.Bool
 	deadline deadline
@@ -423,6 +437,10 @@ func (u *udpSide) refused(local, remote netip.AddrPort) bool {
 	if c == nil {
 		return false
 	}
+	if to := c.to.Load(); to != nil {
+		(*to)(nil, c.refusedError())
+		return true
+	}
 	c.refused.Store(true)
 	select {
 	case c.in <- nil: // wakes a reader
@@ -431,7 +449,46 @@ func (u *udpSide) refused(local, remote netip.AddrPort) bool {
 	return true
 }
 
+func (c *udpConn) refusedError() error {
+	return &net.OpError{Op: "read", Net: "udp", Addr: c.RemoteAddr(), Err: syscall.ECONNREFUSED}
+}
+
+// receive has datagrams, borrowed, and errors given to f in place of Read.
+func (c *udpConn) receive(f func(p []byte, err error)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		select {
+		case p := <-c.in:
+			if p != nil {
+				f(p, nil)
+			} else if c.refused.Swap(false) {
+				f(nil, c.refusedError())
+			}
+			continue
+		default:
+		}
+		break
+	}
+	c.to.Store(&f)
+	select {
+	case <-c.done: // Close may not have seen f
+		f(nil, net.ErrClosed)
+	default:
+	}
+}
+
 func (c *udpConn) deliver(payload []byte) {
+	to := c.to.Load()
+	if to == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		to = c.to.Load()
+	}
+	if to != nil {
+		(*to)(payload, nil)
+		return
+	}
 	b := make([]byte, len(payload)) // never nil: nil is a wake-up
 	copy(b, payload)
 	select {
@@ -451,7 +508,7 @@ func (c *udpConn) Read(b []byte) (int, error) {
 		case p := <-c.in:
 			if p == nil {
 				if c.refused.Swap(false) {
-					return 0, &net.OpError{Op: "read", Net: "udp", Addr: c.RemoteAddr(), Err: syscall.ECONNREFUSED}
+					return 0, c.refusedError()
 				}
 				continue
 			}
@@ -473,7 +530,12 @@ func (c *udpConn) Write(b []byte) (int, error) {
 	if max := egress.MaxPayload4; c.pair.remote.Addr().Is4() && len(b) > max || len(b) > egress.MaxPayload6 {
 		return 0, &net.OpError{Op: "write", Net: "udp", Addr: c.RemoteAddr(), Err: syscall.EMSGSIZE}
 	}
-	c.side.port.sendUDP(c.pair.local, c.pair.remote, b)
+	p := c.side.port
+	if f := p.datagram(c.pair.local, c.pair.remote, b); f == nil {
+		p.sendUDP(c.pair.local, c.pair.remote, b)
+	} else if p.loop == nil || p.loop.sendNow([]link.Frame{{Head: f}}) == 0 {
+		p.sendFrame(f)
+	}
 	return len(b), nil
 }
 
@@ -483,6 +545,9 @@ func (c *udpConn) Close() error {
 		c.side.mu.Lock()
 		delete(c.side.opened, c.pair)
 		c.side.mu.Unlock()
+		if to := c.to.Load(); to != nil {
+			(*to)(nil, net.ErrClosed)
+		}
 	})
 	return nil
 }
