@@ -242,6 +242,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		d.running.Wait()
 		close(d.idle)
 	})
+	forgetStart()
 	return nil
 }
 
