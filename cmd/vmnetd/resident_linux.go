@@ -35,4 +35,3 @@ func forgetStart() {
 		unix.Syscall(unix.SYS_MADVISE, uintptr(a), uintptr(b-a), unix.MADV_DONTNEED)
 	}
 }
-
