@@ -186,10 +186,10 @@ func TestDoor(t *testing.T) {
 		a, b := net.Pipe()
 		ours, theirs = append(ours, a), append(theirs, b)
 	}
-	d := &door{framing: framings[0], addr: "test", remove: func() {}, places: make(chan struct{}, 2),
-		l: &brokenListener{Listener: l, fail: []error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED}, conns: theirs}}
+	d := &door{framing: &qemuFraming, addr: "test", remove: func() {}, places: make(chan struct{}, 2), log: log}
+	d.in = shake(plainQEMU).at(d, &brokenListener{Listener: l, fail: []error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED}, conns: theirs})
 	done := make(chan error, 1)
-	go func() { done <- d.serve(context.Background(), context.Background(), n, log) }()
+	go func() { done <- d.serve(context.Background(), context.Background(), n) }()
 	for i, c := range ours {
 		_, err := whoHas(c, [4]byte{10, 0, 2, byte(50 + i)}, [4]byte{10, 0, 2, 2})
 		if got, want := err == nil, i < 2; got != want {

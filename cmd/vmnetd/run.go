@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/vmnetd/vmnetd/qemu"
 )
 
 func runCommand() *cobra.Command {
@@ -176,7 +177,7 @@ func run(log *slog.Logger, program string, argv []string, fd int, start func(*da
 		return err
 	}
 	defer theirs.Close()
-	d := &daemon{log: log, doors: []*door{{framing: framings[0], addr: "run:" + filepath.Base(program), conn: ours, remove: func() {}}}}
+	d := &daemon{log: log, doors: []*door{{framing: &qemuFraming, addr: "run:" + filepath.Base(program), only: whole(qemu.NewLink(ours), ""), log: log, remove: func() {}}}}
 	defer d.stop(0) // who would have anything to finish has ended
 	signals := make(chan os.Signal, 16)
 	notify(signals, passSignals)

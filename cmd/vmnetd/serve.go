@@ -53,10 +53,7 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		Args: args(cobra.NoArgs),
 	}
 	n.add(c.Flags(), slog.LevelInfo)
-	addrs := make([]*[]string, len(framings))
-	for i, f := range framings {
-		addrs[i] = c.Flags().StringArray(f.name, nil, f.usage+"; may be repeated")
-	}
+	addrs := addDoorFlags(c.Flags().StringArray)
 	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, rules, err := n.config(os.Stderr)
@@ -65,21 +62,9 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		}
 		d := &daemon{log: cfg.Logger, profile: n.profile}
 		defer d.stop(0)
-		open := func(fd bool) error {
-			for i, f := range framings {
-				for _, a := range *addrs[i] {
-					if strings.HasPrefix(a, "fd:") == fd {
-						if err := d.open(f, a); err != nil {
-							return err
-						}
-					}
-				}
-			}
-			return nil
-		}
 		// Descriptors first: what we open ourselves must not be taken for one that we were handed. Then the control
 		// socket: to find another daemon there disturbs nobody, at a door it would be a guest that comes and goes.
-		if err := open(true); err != nil {
+		if err := d.openDoors(addrs, handed); err != nil {
 			return err
 		}
 		if ctl == "" && os.Getenv(controlEnv) == "" {
@@ -92,7 +77,7 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		if err := d.listen(controlPath(ctl)); err != nil {
 			return err
 		}
-		if err := open(false); err != nil {
+		if err := d.openDoors(addrs, func(a string) bool { return !handed(a) }); err != nil {
 			return err
 		}
 		if len(d.doors) == 0 {
@@ -101,7 +86,7 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 				return err
 			}
 			d.dirs = append(d.dirs, dir)
-			if err := d.open(framings[0], "unix:"+filepath.Join(dir, "qemu.sock")); err != nil {
+			if err := d.open(&qemuFraming, "unix:"+strings.ReplaceAll(filepath.Join(dir, "qemu.sock"), ",", ",,")); err != nil {
 				return err
 			}
 		}
@@ -162,8 +147,8 @@ type daemon struct {
 	once                           sync.Once
 }
 
-func (d *daemon) open(f framing, addr string) error {
-	door, err := openDoor(f, addr)
+func (d *daemon) open(f *framing, addr string) error {
+	door, err := openDoor(f, addr, d.log)
 	if err != nil {
 		if errors.Is(err, errInUse) {
 			err = hintError{err, "if it is a daemon that can be used as it is, 'vmnetd status' shows it; else name another place with --" + f.name + " and --control"}
@@ -190,15 +175,9 @@ func (d *daemon) listen(path string) error {
 // start makes the network and lets guests in. After an error the daemon needs its stop all the same.
 func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error) {
 	for _, door := range d.doors {
-		if door.l == nil {
-			continue
+		if ap, ok := door.closedTo(); ok {
+			cfg.Doors = append(cfg.Doors, ap)
 		}
-		if a, ok := door.l.Addr().(*net.TCPAddr); ok {
-			ap := a.AddrPort()
-			cfg.Doors = append(cfg.Doors, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
-		}
-	}
-	for _, door := range d.doors {
 		door.mtu = cfg.LargeMTU
 	}
 	if d.net, err = backend.New(cfg); err != nil {
@@ -233,7 +212,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 	for _, door := range d.doors {
 		door.places = places
 		d.running.Go(func() {
-			if err := door.serve(doors, wires, d.net, d.log); err != nil {
+			if err := door.serve(doors, wires, d.net); err != nil {
 				d.failed <- err
 			}
 		})
@@ -251,8 +230,8 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 func (d *daemon) stop(patience time.Duration) {
 	d.once.Do(func() {
 		for _, door := range d.doors {
-			if door.conn != nil && d.endWires == nil {
-				door.conn.Close()
+			if door.only != nil && d.endWires == nil {
+				door.only.close()
 			}
 			door.close() // nobody new; the files go first, so that nobody tries
 		}
@@ -303,7 +282,7 @@ func (d *daemon) tell(c *cobra.Command) {
 		fmt.Fprintf(out, "forward %s\n", r)
 	}
 	for _, door := range d.doors {
-		if door.l != nil {
+		if door.in != nil {
 			fmt.Fprint(out, door.framing.lines(door))
 		}
 	}

@@ -1,0 +1,126 @@
+package main
+
+// Doors where guests come as streams of bytes: any way to have a net.Conn, and any framing on it.
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"github.com/vmnetd/vmnetd/backend/link"
+	"github.com/vmnetd/vmnetd/qemu"
+)
+
+var qemuFraming = framing{
+	name:  "qemu",
+	usage: "take QEMU's -netdev stream guests at `ADDRESS`",
+	forms: streams(plainQEMU),
+	lines: qemuLines,
+}
+
+// shake makes a link of a connection, after the framing's handshake if it has one.
+type shake func(*door, net.Conn) (link.Link, error)
+
+func plainQEMU(_ *door, c net.Conn) (link.Link, error) { return qemu.NewLink(c), nil }
+
+// streams are the forms of a framing over streams.
+func streams(s shake) []form {
+	return []form{
+		{"unix", "unix:PATH", func(d *door, a address) error {
+			l, remove, err := listenUnix(a.rest)
+			if err != nil {
+				return err
+			}
+			d.in, d.remove, d.addr = s.at(d, l), remove, "unix:"+l.Addr().String()
+			return nil
+		}},
+		{"tcp", "tcp:[HOST:]PORT", func(d *door, a address) error {
+			l, err := listenTCP(d, a.rest)
+			if err != nil {
+				return err
+			}
+			d.in, d.addr = s.at(d, l), "tcp:"+l.Addr().String()
+			return nil
+		}},
+		{"fd", "fd:N", func(d *door, a address) error {
+			n, err := strconv.ParseUint(a.rest, 10, 16) // descriptors are small numbers; RLIMIT_NOFILE ends them
+			if err != nil {
+				return usagef("%q is no descriptor: want fd:3", a.rest)
+			}
+			d.addr = "fd:" + strconv.FormatUint(n, 10)
+			l, c, err := inherited(int(n))
+			switch {
+			case err != nil:
+				return err
+			case l != nil:
+				d.in = s.at(d, l)
+			default:
+				d.only = s.caller(d, c, "")
+			}
+			return nil
+		}},
+	}
+}
+
+// at is a listener's guests.
+func (s shake) at(d *door, l net.Listener) accepter { return connAccepter{l, s, d} }
+
+type connAccepter struct {
+	net.Listener
+	shake shake
+	door  *door
+}
+
+func (a connAccepter) accept() (*caller, error) {
+	c, err := a.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return a.shake.caller(a.door, c, peerName(c)), nil
+}
+
+func (s shake) caller(d *door, c net.Conn, peer string) *caller {
+	return &caller{peer, func() (link.Link, error) { return s(d, c) }, func() { c.Close() }}
+}
+
+var (
+	errNoDescriptor = errors.New("no such descriptor: was it opened before vmnetd started, as in 3<>… ?")
+	errNoSocket     = errors.New("not a socket")
+	errNoStream     = errors.New("not a stream socket")
+)
+
+func listenTCP(d *door, s string) (*net.TCPListener, error) {
+	ap, err := hostPort(d, s)
+	if err != nil {
+		return nil, err
+	}
+	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(ap))
+}
+
+// hostPort reads [HOST:]PORT of an address to listen at, this machine's alone if HOST is missing, and notes what the
+// user should know of any other.
+func hostPort(d *door, s string) (netip.AddrPort, error) {
+	var none netip.AddrPort
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port = "", s // a port alone
+	}
+	switch host {
+	case "", "localhost":
+		host = "127.0.0.1" // what is open to a network must be written out
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return none, usagef("%q is no IP address: want PORT for this machine alone, or ADDRESS:PORT", host)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return none, usagef("%q is no port: want 0 to 65535", port)
+	}
+	ap := netip.AddrPortFrom(a, uint16(n))
+	if !a.IsLoopback() {
+		d.note = "frames are not authenticated: whoever reaches " + ap.String() + " is on the guests' network"
+	}
+	return ap, nil
+}
