@@ -38,14 +38,14 @@ func (p *port) mtu() int {
 	if n := int(p.declared.Load()); n != 0 {
 		return n
 	}
-	return p.net.cfg.MTU
+	return min(p.net.cfg.MTU, p.carries)
 }
 
 // stackMTU is what the guest's stack takes for its MTU. Where the NIC is known to be a large one, the first segments
 // that come in from outside need not wait for the guest's word.
 func (p *port) stackMTU() int {
 	if c := &p.net.cfg; c.LargeNICs && p.declared.Load() == 0 {
-		return c.LargeMTU
+		return min(c.LargeMTU, p.carries)
 	}
 	return p.mtu()
 }
@@ -55,15 +55,39 @@ func (p *port) stackMTU() int {
 func (p *port) advertisedMTU() int {
 	c := &p.net.cfg
 	if c.LargeMTU == 0 {
-		return c.MTU
+		return min(c.MTU, p.carries)
 	}
 	if n := int(p.declared.Load()); n != 0 {
 		return n
 	}
 	if c.LargeNICs {
-		return c.LargeMTU
+		return min(c.LargeMTU, p.carries)
 	}
 	return 0
+}
+
+// carriesOf is the largest IP packet that a wire carries.
+func carriesOf(l link.Link) int {
+	most := link.MaxFrame
+	if x, ok := l.(link.Limited); ok && x.MaxFrame() > 0 {
+		most = min(most, x.MaxFrame())
+	}
+	return most - ethLen
+}
+
+// capMTU lowers the MTU in a DHCP message (RFC 2132 §5.1) to what the guest's wire carries.
+func capMTU(msg []byte, most int) {
+	const options, pad, end, mtu = 240, 0, 255, 26 // RFC 2131 §2: they follow 236 bytes and a cookie
+	for i := options; i+1 < len(msg) && msg[i] != end; {
+		if msg[i] == pad {
+			i++
+			continue
+		}
+		if v := msg[min(i+2, len(msg)):]; msg[i] == mtu && msg[i+1] == 2 && len(v) >= 2 {
+			binary.BigEndian.PutUint16(v, uint16(min(int(binary.BigEndian.Uint16(v)), most)))
+		}
+		i += 2 + int(msg[i+1])
+	}
 }
 
 // learnMTU looks for what the guest says in a SYN that it takes. The most that it ever said counts: containers behind
@@ -75,7 +99,7 @@ func (p *port) learnMTU(kind uint16, ip []byte) {
 		return
 	}
 	c := &p.net.cfg
-	n := min(max(said, etherMTU), c.largestMTU())
+	n := min(max(said, etherMTU), c.largestMTU(), p.carries)
 	if n <= int(p.declared.Load()) {
 		return
 	}
@@ -112,7 +136,7 @@ func declaredMTU(kind uint16, ip []byte) int {
 	return int(mss) + hl + header.TCPMinimumSize
 }
 
-// tooLong takes care of a frame that is longer than the guest with dst is known to take, and reports whether it was.
+// tooLong takes care of a frame that is longer than the guest with dst is known to take, or its wire carries, and reports whether it was.
 // A switch would drop it and nobody would know why. The sender hears what a router would tell it (RFC 1191, RFC 8201)
 // or, where it lets others cut its packets, that is done.
 func (p *port) tooLong(kind uint16, ip []byte, body link.Span, dst mac) bool {
@@ -120,7 +144,7 @@ func (p *port) tooLong(kind uint16, ip []byte, body link.Span, dst mac) bool {
 		return false
 	}
 	to := p.net.seg.at(dst)
-	if to == nil || to == p || to.declared.Load() == 0 {
+	if to == nil || to == p || to.declared.Load() == 0 && body.Len() <= to.carries {
 		return false
 	}
 	mtu := to.mtu()
@@ -144,7 +168,7 @@ func (p *port) tooLong(kind uint16, ip []byte, body link.Span, dst mac) bool {
 		return true
 	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize+8 && header.IPv6MinimumSize+int(header.IPv6(ip).PayloadLength()) > mtu:
 		p.unreachable(slices.Clone(ip), egress.TooBig, mtu)
-	default:
+	case body.Len() <= to.carries:
 		return false // no IP, or padding
 	}
 	p.drop(flows.ReasonUnreachable)

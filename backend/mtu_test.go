@@ -332,3 +332,68 @@ func TestLargeMTUConfig(t *testing.T) {
 		}
 	}
 }
+
+// limited is the wire of a guest whose framing has a limit.
+type limited struct {
+	link.Link
+	most int
+}
+
+func (l limited) MaxFrame() int { return l.most }
+
+// A wire that carries less than any frame is offered no more and sent no more, whatever its guest says it takes.
+func TestLimitedWire(t *testing.T) {
+	for _, x := range []struct {
+		name string
+		cfg  backend.Config
+		told uint16
+	}{
+		{"auto", backend.Config{LargeMTU: backend.MaxMTU}, 1500},
+		{"large for all", backend.Config{LargeMTU: backend.MaxMTU, LargeNICs: true}, 4000},
+		{"small for all", backend.Config{}, 1500},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			n := start(t, x.cfg)
+			near, far := link.Pipe(PipeDepth)
+			serve(t, n, limited{far, 4014}, "limited")
+			g, err := New(near, Config{MTU: backend.MaxMTU})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { g.Close() })
+			tooLong := g.Watch(func(p *Packet) error {
+				if len(p.Frame) > 4014 {
+					return nil
+				}
+				return context.Canceled
+			})
+			if got := leasedMTU(t, g); got != x.told {
+				t.Errorf("leased with MTU %d, want %d", got, x.told)
+			}
+			if got := advertisedMTU(t, g); got > 4000 {
+				t.Errorf("advertised %d", got)
+			}
+			g.Up(t)
+			wide := Plug(t, n, Config{MTU: backend.MaxMTU}).Up(t)
+			payload := Payload(bytes.Repeat([]byte("x"), 5000))
+			hears := wide.Watch(IsICMP(3, 4), Good(), Quotes(IsUDP(7, 8), To(g.Addr4())))
+			wide.Send(Build(Ethernet{Src: wide.MAC(), Dst: g.MAC()}, IPv4{Src: wide.Addr4(), Dst: g.Addr4(), DontFragment: true}, UDP{SrcPort: 7, DstPort: 8}, payload))
+			hears.Expect(t)
+			// Neither what is no IP, nor what goes to all.
+			wide.Send(Build(Ethernet{Src: wide.MAC(), Dst: g.MAC(), Type: 0x88b5}, payload))
+			wide.Send(Build(Ethernet{Src: wide.MAC(), Dst: Broadcast, Type: 0x88b5}, payload))
+			eventually(t, "the long ones are counted", func() bool {
+				return dropped(n, wide, flows.ReasonUnreachable)+dropped(n, g, flows.ReasonUnreachable) == 3
+			})
+			// It says in a SYN that it takes more.
+			g.Send(Build(Ethernet{Src: g.MAC(), Dst: wide.MAC()}, IPv4{Src: g.Addr4(), Dst: wide.Addr4()}, TCP{SrcPort: 1, DstPort: 2, Flags: "S", Options: []byte{2, 4, 0xff, 0}}))
+			g.Sync(t)
+			if got := shownMTU(n, g); got > 4000 {
+				t.Errorf("shown to take %d", got)
+			}
+			if got := tooLong.Got(); len(got) > 0 {
+				t.Errorf("frames of more than 4014 bytes came: %v", got)
+			}
+		})
+	}
+}

@@ -33,18 +33,19 @@ func (m mac) isMulticast() bool { return m[0]&1 != 0 }
 func macOf(b []byte) (m mac)    { copy(m[:], b); return m }
 
 type port struct {
-	net   *Network
-	id    string
-	name  string // how it is attached
-	link  link.Link
-	log   *slog.Logger
-	since time.Time
-	queue *queue
-	nic   *nic
-	stack *stack.Stack
-	loop  *loop           // nil on the plain path
-	ctx   context.Context // ends with the port
-	stop  context.CancelFunc
+	net     *Network
+	id      string
+	name    string // how it is attached
+	link    link.Link
+	log     *slog.Logger
+	since   time.Time
+	queue   *queue
+	carries int // the largest IP packet that the wire does
+	nic     *nic
+	stack   *stack.Stack
+	loop    *loop           // nil on the plain path
+	ctx     context.Context // ends with the port
+	stop    context.CancelFunc
 
 	tcp  tcpSide
 	udp  udpSide
@@ -92,6 +93,7 @@ func (n *Network) newPort(ctx context.Context, l link.Link, name string) (*port,
 	p.nic = &nic{port: p}
 	p.flooded = newBucket(floodRate, floodBurst)
 	p.split.overlap = overlapOf(l)
+	p.carries = carriesOf(l)
 	s, err := newStack(p.nic, &n.cfg)
 	if err != nil {
 		return nil, err

@@ -286,7 +286,11 @@ func (s *segment) flood(p *port, b *link.Batch, f link.Span) {
 	}
 	i := copied(b, f)
 	for _, q := range s.ports {
-		if q != p {
+		switch {
+		case q == p:
+		case f.Len()-ethLen > q.carries:
+			q.drop(flows.ReasonUnreachable)
+		default:
 			q.queue.push(item{raw: link.Frame{Head: append([]byte(nil), i.raw.Head...)}, size: i.size, other: true})
 		}
 	}

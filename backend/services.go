@@ -247,7 +247,10 @@ func (p *port) answerDHCP(r dhcpRequest) {
 		putUDP(ip[hl:], src, reply.Dst, payload)
 		p.sendFrame(f)
 	}
-	if reply.Large != nil {
+	if kind == etherIPv4 {
+		capMTU(reply.Payload, p.carries)
+	}
+	if reply.Large != nil && n.cfg.LargeMTU <= p.carries {
 		send(reply.Large, n.cfg.LargeMTU)
 	}
 	send(reply.Payload, 0)
