@@ -29,6 +29,9 @@ func descriptor(t testing.TB, c net.Conn) int {
 	return d
 }
 
+// prefixLen is QEMU's.
+const prefixLen = 4
+
 // written are frames as the splitter makes them: headers one behind the other in an arena, long payload elsewhere.
 func written(count, size int) []link.Frame {
 	const hdr, inline = 66, 512
@@ -145,7 +148,7 @@ func BenchmarkCut(b *testing.B) {
 		wire = binary.BigEndian.AppendUint32(wire, size)
 		wire = append(wire, make([]byte, size)...)
 	}
-	s := &stream{}
+	s := &stream{prefix: prefixLen}
 	batch := &link.Batch{}
 	batch.Append(wire)
 	b.ReportAllocs()

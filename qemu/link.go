@@ -22,36 +22,74 @@ import (
 	"github.com/vmnetd/vmnetd/backend/link"
 )
 
-const (
-	prefixLen = 4
-	// minFrame is an Ethernet header (IEEE 802.3 §3.1.1). Shorter ones are passed over, a zero length too: QEMU
-	// itself tolerates it.
-	minFrame = 14
-)
+// minFrame is an Ethernet header (IEEE 802.3 §3.1.1). Shorter ones are passed over, a zero length too: QEMU
+// itself tolerates it.
+const minFrame = 14
 
 // NewLink returns the wire that c carries. Closing one closes the other.
-func NewLink(c net.Conn) link.Link {
+func NewLink(c net.Conn) link.Link { return wire(c, &stream{prefix: 4}) }
+
+func wire(c net.Conn, s *stream) link.Link {
 	setBuffers(c)
-	return newLink(&stream{c: c, read: reader(c)})
+	s.c, s.read = c, reader(c)
+	switch c.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		s.vectors = true
+	}
+	return newLink(s)
 }
 
+// stream is a wire on which each frame follows its length.
 type stream struct {
-	c    net.Conn
-	read func(iov [][]byte) (int, error) // one read into many pieces
-	once sync.Once
-	done error
+	c       net.Conn
+	prefix  int                             // bytes of the length: 4 or 2
+	little  bool                            // its order, of 2
+	most    int                             // the longest frame that is written; 0: any
+	vectors bool                            // net.Buffers leave in one system call
+	read    func(iov [][]byte) (int, error) // one read into many pieces
+	once    sync.Once
+	done    error
 
 	// Of the one writer:
 	iov net.Buffers
+	all []byte
 }
 
-var _ link.Prefixed = (*stream)(nil)
+var (
+	_ link.Prefixed = (*stream)(nil)
+	_ link.Limited  = (*stream)(nil)
+)
 
 // FrameError is a length that no frame has: the framing is lost and the wire is over.
 type FrameError struct{ Length uint32 }
 
 func (e *FrameError) Error() string {
 	return fmt.Sprintf("qemu: frame of %d bytes announced, more than %d: is the peer speaking QEMU's stream protocol?", e.Length, link.MaxFrame)
+}
+
+// length reads one.
+func (s *stream) length(p []byte) uint32 {
+	switch {
+	case s.prefix == 4:
+		return binary.BigEndian.Uint32(p)
+	case s.little:
+		return uint32(binary.LittleEndian.Uint16(p))
+	}
+	return uint32(binary.BigEndian.Uint16(p))
+}
+
+// announce puts a frame's length before its head, and returns both.
+func (s *stream) announce(f *link.Frame) []byte {
+	head := f.Head[link.Headroom-s.prefix:]
+	switch n := f.Len(); {
+	case s.prefix == 4:
+		binary.BigEndian.PutUint32(head, uint32(n))
+	case s.little:
+		binary.LittleEndian.PutUint16(head, uint16(n))
+	default:
+		binary.BigEndian.PutUint16(head, uint16(n))
+	}
+	return head
 }
 
 func (s *stream) ReadFrames(b *link.Batch) error {
@@ -83,24 +121,24 @@ func (s *stream) ReadFrames(b *link.Batch) error {
 
 // cut makes frames of what is whole. A wrong length behind good frames is told of at the next call.
 func (s *stream) cut(b *link.Batch) error {
-	var p [prefixLen]byte
-	for b.Peek(p[:]) {
-		n := binary.BigEndian.Uint32(p[:])
+	var p [4]byte
+	for b.Peek(p[:s.prefix]) {
+		n := s.length(p[:])
 		if n > link.MaxFrame { // nothing that follows a wrong length can be trusted
 			if len(b.Frames) > 0 {
 				return nil
 			}
 			return &FrameError{n}
 		}
-		if b.Unparsed() < prefixLen+int(n) {
+		if b.Unparsed() < s.prefix+int(n) {
 			return nil
 		}
 		if n < minFrame {
 			b.Malformed++
-			b.Take(prefixLen+int(n), 0)
+			b.Take(s.prefix+int(n), 0)
 			continue
 		}
-		b.Take(prefixLen, int(n))
+		b.Take(s.prefix, int(n))
 	}
 	return nil
 }
@@ -111,27 +149,43 @@ func (s *stream) WriteFrames(frames []link.Frame) (int, error) {
 		batch := frames[done:min(done+most, len(frames))]
 		s.iov = s.iov[:0]
 		for i := range batch {
-			head := batch[i].Head[link.Headroom-prefixLen:]
-			binary.BigEndian.PutUint32(head, uint32(batch[i].Len()))
-			s.iov = append(s.iov, head)
+			s.iov = append(s.iov, s.announce(&batch[i]))
 			s.iov = append(s.iov, batch[i].Body...)
 		}
-		all := s.iov // WriteTo eats the slice it is called on
-		if _, err := s.iov.WriteTo(s.c); err != nil {
+		if err := s.write(); err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return done, net.ErrClosed
 			}
 			return done, fmt.Errorf("qemu: write: %w", err)
 		}
-		clear(all)
-		s.iov = all[:0]
 		done += len(batch)
 	}
 	return len(frames), nil
 }
 
+// write writes what iov holds.
+func (s *stream) write() error {
+	pieces := s.iov // WriteTo eats the slice it is called on
+	var err error
+	if s.vectors {
+		_, err = s.iov.WriteTo(s.c)
+	} else { // one write, or there would be one for each piece
+		s.all = s.all[:0]
+		for _, p := range pieces {
+			s.all = append(s.all, p...)
+		}
+		_, err = s.c.Write(s.all)
+	}
+	clear(pieces)
+	s.iov = pieces[:0]
+	return err
+}
+
 // Prefix implements link.Prefixed.
-func (s *stream) Prefix() int { return prefixLen }
+func (s *stream) Prefix() int { return s.prefix }
+
+// MaxFrame implements link.Limited.
+func (s *stream) MaxFrame() int { return s.most }
 
 func (s *stream) Close() error {
 	s.once.Do(func() { s.done = s.c.Close() })

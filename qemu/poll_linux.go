@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -93,9 +92,7 @@ func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
 		last := done
 		for ; last < len(frames) && len(vec)+1+len(frames[last].Body) <= maxVec; last++ {
 			f := &frames[last]
-			head := f.Head[link.Headroom-prefixLen:]
-			binary.BigEndian.PutUint32(head, uint32(f.Len()))
-			add(head)
+			add(p.announce(f))
 			for _, b := range f.Body {
 				add(b)
 			}
@@ -104,7 +101,7 @@ func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
 			if done == len(frames) {
 				return done, nil
 			}
-			p.rest = appendFrom(p.rest[:0], &frames[done], 0) // more pieces than one call takes: in one
+			p.rest = p.appendFrom(p.rest[:0], &frames[done], 0) // more pieces than one call takes: in one
 			done++
 			continue
 		}
@@ -121,10 +118,10 @@ func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
 		n -= len(p.rest)
 		p.rest = p.rest[:0]
 		for ; done < last; done++ {
-			size := prefixLen + frames[done].Len()
+			size := p.prefix + frames[done].Len()
 			if n < size {
 				if n > 0 { // cut: the peer has its beginning, so the rest must follow
-					p.rest = appendFrom(p.rest[:0], &frames[done], n)
+					p.rest = p.appendFrom(p.rest[:0], &frames[done], n)
 					done++
 				}
 				break
@@ -151,7 +148,7 @@ func follows(v unix.Iovec, b []byte) bool {
 }
 
 // appendFrom appends the bytes of a frame and its length that follow the first n.
-func appendFrom(to []byte, f *link.Frame, n int) []byte {
+func (s *stream) appendFrom(to []byte, f *link.Frame, n int) []byte {
 	add := func(b []byte) {
 		if n < len(b) {
 			to = append(to, b[n:]...)
@@ -160,9 +157,7 @@ func appendFrom(to []byte, f *link.Frame, n int) []byte {
 			n -= len(b)
 		}
 	}
-	head := f.Head[link.Headroom-prefixLen:]
-	binary.BigEndian.PutUint32(head, uint32(f.Len()))
-	add(head)
+	add(s.announce(f))
 	for _, b := range f.Body {
 		add(b)
 	}
