@@ -28,6 +28,9 @@ type Batch struct {
 	// Frames are the whole frames of the last ReadFrames, in order.
 	Frames []Span
 
+	// Offloads are theirs, one each, of a Link that is Told; of any other there are none.
+	Offloads []Offload
+
 	// Malformed counts frames that a link passed over: too short for an Ethernet header, or too long.
 	Malformed int
 
@@ -42,6 +45,7 @@ type Batch struct {
 	ahead  int // chunks offered to the next read
 	calm   int // reads in a row that needed one only
 	space  int // bytes offered to the last one
+	least  int // of them, what it could not do without
 	parsed int // first byte not yet in a frame, counted from the start of chunks[0]
 	filled int // first free byte, counted likewise
 	iov    [][]byte
@@ -60,9 +64,11 @@ func (s Span) From(n int) Span { return Span{s.off + n, s.n - n} }
 func (s Span) Upto(n int) Span { return Span{s.off, n} }
 
 // Space returns free memory that follows what was written, at least min bytes, in pieces that are logically one.
-// It is valid until the next call of another method.
+// It is valid until the next call of another method. A link that reads whole frames, several to a Space, names the
+// longest as min, and is offered more at once when it has left less than that.
 func (b *Batch) Space(min int) [][]byte {
 	b.ahead = max(b.ahead, 1)
+	b.least = min
 	min = max(min, b.ahead*ChunkSize)
 	for len(b.chunks)*ChunkSize-b.filled < min {
 		b.chunks = append(b.chunks, b.alloc())
@@ -84,7 +90,7 @@ func (b *Batch) Space(min int) [][]byte {
 func (b *Batch) Wrote(n int) {
 	b.filled += n
 	switch {
-	case n == b.space:
+	case n == b.space, b.space-n < b.least:
 		b.ahead, b.calm = min(2*b.ahead, readAhead), 0
 	case n > ChunkSize:
 		b.calm = 0
@@ -95,6 +101,7 @@ func (b *Batch) Wrote(n int) {
 
 // Append copies p behind what was written.
 func (b *Batch) Append(p []byte) {
+	least := b.least
 	for _, s := range b.Space(len(p)) {
 		if len(p) == 0 {
 			break
@@ -103,6 +110,7 @@ func (b *Batch) Append(p []byte) {
 		b.filled += n
 		p = p[n:]
 	}
+	b.least = least
 }
 
 // Unparsed is how many bytes were written and are in no frame yet.
@@ -124,6 +132,12 @@ func (b *Batch) Take(skip, n int) {
 		b.Frames = append(b.Frames, Span{b.parsed + skip, n})
 	}
 	b.parsed += skip + n
+}
+
+// TakeUnfinished is Take for a frame with something left to do on it. A link that calls it does so for all its frames.
+func (b *Batch) TakeUnfinished(skip, n int, o Offload) {
+	b.Take(skip, n)
+	b.Offloads = append(b.Offloads, o)
 }
 
 // Head returns the first n bytes of s in one piece: where they lie if they lie so, else copied to scratch, which
@@ -172,7 +186,7 @@ func (b *Batch) AppendTo(p []byte, s Span) []byte {
 
 // Next forgets the frames and gives back the memory before the first unparsed byte.
 func (b *Batch) Next() {
-	b.Frames = b.Frames[:0]
+	b.Frames, b.Offloads = b.Frames[:0], b.Offloads[:0]
 	done := b.parsed / ChunkSize
 	for i := 0; i < done; i++ {
 		b.free(b.chunks[i])
@@ -184,12 +198,12 @@ func (b *Batch) Next() {
 	}
 	if b.parsed == b.filled && len(b.chunks) > 0 && !b.chunks[0].Kept {
 		b.parsed, b.filled = 0, 0 // small traffic stays in one warm chunk
-		if b.calm >= calmReads && len(b.chunks) > 1 {
-			for _, c := range b.chunks[1:] {
+		if keep := max(1, (b.least+ChunkSize-1)/ChunkSize); b.calm >= calmReads && len(b.chunks) > keep {
+			for _, c := range b.chunks[keep:] {
 				b.free(c)
 			}
-			clear(b.chunks[1:])
-			b.chunks, b.ahead = b.chunks[:1], 1
+			clear(b.chunks[keep:])
+			b.chunks, b.ahead = b.chunks[:keep], 1
 			b.shrink()
 		}
 	}
@@ -200,7 +214,7 @@ func (b *Batch) Release() {
 	for _, c := range b.chunks {
 		b.free(c)
 	}
-	b.chunks, b.Frames, b.parsed, b.filled = nil, nil, 0, 0
+	b.chunks, b.Frames, b.Offloads, b.parsed, b.filled = nil, nil, nil, 0, 0
 	b.shrink()
 }
 

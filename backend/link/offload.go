@@ -1,0 +1,76 @@
+package link
+
+// Offloads is a set of works on a frame that one side of a wire leaves to the other.
+type Offloads uint8
+
+const (
+	// Checksums: the checksum of TCP and UDP may be partial: the sum of the pseudo-header, to be completed.
+	Checksums Offloads = 1 << iota
+	// Segments4 and Segments6: a TCP segment may be as long as IP allows, whatever the MTU is, to be cut.
+	Segments4
+	Segments6
+	// Datagrams: a UDP datagram may stand for several of the same size, to be cut (Linux's UDP_SEGMENT).
+	Datagrams
+	// Told: each frame says what is left to do in its Offload. Without it nothing does: libkrun's guests send frames
+	// with partial checksums and any length, and libkrun throws away what told of them.
+	Told
+)
+
+// Segments is either family's.
+const Segments = Segments4 | Segments6
+
+// Offloading is a Link whose frames may be unfinished. One that is not has whole frames both ways. Who passes a frame
+// of such a Link on to another that does not take as much finishes it before.
+type Offloading interface {
+	Link
+
+	// Offloads says what frames that are read may lack, and what frames that are written may. Both stay as they are
+	// for as long as the Link lives.
+	Offloads() (gives, takes Offloads)
+}
+
+// OffloadsOf is what l says of itself, or nothing.
+func OffloadsOf(l Link) (gives, takes Offloads) {
+	if o, ok := l.(Offloading); ok {
+		return o.Offloads()
+	}
+	return 0, 0
+}
+
+// Offload is what is left to do on one frame: Linux's struct virtio_net_hdr by other names (virtio 1.2, 5.1.6). The
+// zero Offload is that of a whole frame.
+type Offload struct {
+	Flags    uint8
+	Kind     uint8  // what to cut the frame to: an Offload… constant
+	Header   uint16 // bytes before the payload that is cut, a hint
+	Size     uint16 // payload of each piece
+	SumStart uint16 // if OffloadSum: sum up from here to the end,
+	SumAt    uint16 // and put it this far behind SumStart, where the pseudo-header's sum is
+}
+
+const (
+	OffloadSum   = 1 // in Flags (VIRTIO_NET_HDR_F_NEEDS_CSUM): the checksum is partial
+	OffloadValid = 2 // in Flags (VIRTIO_NET_HDR_F_DATA_VALID): the checksum was verified
+
+	OffloadTCP4 = 1 // in Kind (VIRTIO_NET_HDR_GSO_TCPV4)
+	OffloadTCP6 = 4 // (VIRTIO_NET_HDR_GSO_TCPV6)
+	OffloadUDP  = 5 // (VIRTIO_NET_HDR_GSO_UDP_L4)
+	OffloadECN  = 0x80
+)
+
+// Whole says that nothing is left to do.
+func (o Offload) Whole() bool { return o.Flags&OffloadSum == 0 && o.Kind == 0 }
+
+// Fits says whether what o speaks of lies within a frame of n bytes, so that it may be acted upon.
+func (o Offload) Fits(n int) bool {
+	if o.Flags&OffloadSum != 0 && int(o.SumStart)+int(o.SumAt)+2 > n {
+		return false
+	}
+	switch o.Kind &^ OffloadECN {
+	case 0:
+		return o.Kind == 0
+	case OffloadTCP4, OffloadTCP6, OffloadUDP:
+		return o.Size > 0 && int(o.Header) <= n
+	}
+	return false
+}
