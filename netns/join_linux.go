@@ -1,0 +1,220 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// errand is what a child process does in other namespaces: system calls that were all prepared before, since after a
+// fork a Go program can do nothing else.
+type errand struct {
+	steps []step
+	back  []int // the steps whose results are descriptors to hand back
+	keep  []any // what the steps point to
+}
+
+type step struct {
+	what string // for the error
+	trap uintptr
+	args [5]uintptr
+	from int // args[0] is the result of the step before this number; 0: no
+	may  bool
+
+	result uintptr
+	errno  unix.Errno
+}
+
+// add appends a step that must succeed and returns its number, counted from one.
+func (e *errand) add(what string, trap uintptr, args ...uintptr) int {
+	s := step{what: what, trap: trap}
+	copy(s.args[:], args)
+	e.steps = append(e.steps, s)
+	return len(e.steps)
+}
+
+// try is add for one that may fail.
+func (e *errand) try(what string, trap uintptr, args ...uintptr) int {
+	n := e.add(what, trap, args...)
+	e.steps[n-1].may = true
+	return n
+}
+
+func (e *errand) str(s string) uintptr {
+	p, err := unix.BytePtrFromString(s)
+	if err != nil {
+		p = new(byte) // a path with a NUL in it is none
+	}
+	e.keep = append(e.keep, p)
+	return uintptr(unsafe.Pointer(p))
+}
+
+// write has a file written, if it can be.
+func (e *errand) write(path, text string) {
+	fd := e.try("open "+path, unix.SYS_OPENAT, uintptr(atCWD), e.str(path), unix.O_WRONLY|unix.O_CLOEXEC)
+	n := e.try("write "+path, unix.SYS_WRITE, 0, e.str(text), uintptr(len(text)))
+	e.steps[n-1].from = fd
+	n = e.try("close", unix.SYS_CLOSE)
+	e.steps[n-1].from = fd
+}
+
+var atCWD = unix.AT_FDCWD
+
+// failure is what the child writes when a step failed.
+type failure struct{ step, errno int32 }
+
+// run does the errand in a child and returns the descriptors that it handed back, each closed on exec.
+func (e *errand) run() ([]int, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socketpair: %w", err)
+	}
+	defer unix.Close(pair[0])
+	c := &child{sock: pair[1], steps: e.steps, back: e.back}
+	c.init()
+	pid, errno := c.fork()
+	runtime.KeepAlive(e)
+	unix.Close(pair[1])
+	if errno != 0 {
+		return nil, fmt.Errorf("fork: %w", errno)
+	}
+	defer func() {
+		for { // somebody else in this process may have reaped it
+			if _, err := syscall.Wait4(pid, nil, 0, nil); err != syscall.EINTR {
+				return
+			}
+		}
+	}()
+	var said failure
+	b := unsafe.Slice((*byte)(unsafe.Pointer(&said)), unsafe.Sizeof(said))
+	oob := make([]byte, unix.CmsgSpace(4*max(len(e.back), 1)))
+	var n, on int
+	for {
+		n, on, _, _, err = unix.Recvmsg(pair[0], b, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("recvmsg: %w", err)
+	case n == 0:
+		return nil, errors.New("the child process was killed")
+	case said.errno != 0:
+		op := "hand descriptors back"
+		if i := int(said.step); i < len(e.steps) {
+			op = e.steps[i].what
+		}
+		return nil, &Error{Op: op, Err: unix.Errno(said.errno)}
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:on])
+	if err != nil {
+		return nil, err
+	}
+	var fds []int
+	for i := range msgs {
+		got, _ := unix.ParseUnixRights(&msgs[i])
+		fds = append(fds, got...)
+	}
+	if len(fds) != len(e.back) {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		return nil, fmt.Errorf("%d descriptors came, want %d", len(fds), len(e.back))
+	}
+	return fds, nil
+}
+
+// child has everything that the forked process touches.
+type child struct {
+	sock  int
+	steps []step
+	back  []int
+
+	said failure
+	iov  unix.Iovec
+	msg  unix.Msghdr
+	oob  []byte
+	fds  []int32 // in oob
+}
+
+func (c *child) init() {
+	c.iov.Base = (*byte)(unsafe.Pointer(&c.said))
+	c.iov.SetLen(int(unsafe.Sizeof(c.said)))
+	c.msg.Iov = &c.iov
+	c.msg.SetIovlen(1)
+	if len(c.back) == 0 {
+		return
+	}
+	c.oob = unix.UnixRights(make([]int, len(c.back))...)
+	c.fds = unsafe.Slice((*int32)(unsafe.Pointer(&c.oob[unix.CmsgLen(0)])), len(c.back))
+	c.msg.Control = &c.oob[0]
+	c.msg.SetControllen(len(c.oob))
+}
+
+// fork returns in the parent only.
+func (c *child) fork() (int, unix.Errno) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, before unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &before); err != nil {
+		return 0, err.(unix.Errno)
+	}
+	pid, errno := c.rawFork()
+	unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
+	return pid, errno
+}
+
+// rawFork forks. The child makes raw system calls, allocates nothing, calls nothing that could want the scheduler, and
+// has all signals blocked, since Go's handlers want a runtime.
+//
+//go:norace
+//go:noinline
+//go:nosplit
+//go:nocheckptr
+func (c *child) rawFork() (int, unix.Errno) {
+	flags, stack := uintptr(unix.SIGCHLD), uintptr(0)
+	if runtime.GOARCH == "s390x" { // clone(2): the first two are the other way round
+		flags, stack = stack, flags
+	}
+	pid, _, e := unix.RawSyscall6(unix.SYS_CLONE, flags, stack, 0, 0, 0, 0)
+	if e != 0 || pid != 0 {
+		return int(pid), e
+	}
+	// Processes of the namespace must not look into this one, which is a copy of its parent.
+	unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0, 0)
+	for i := range c.steps {
+		s := &c.steps[i]
+		if s.from > 0 {
+			if c.steps[s.from-1].errno != 0 {
+				s.errno = unix.ECANCELED
+				continue
+			}
+			s.args[0] = c.steps[s.from-1].result
+		}
+		s.result, _, s.errno = unix.RawSyscall6(s.trap, s.args[0], s.args[1], s.args[2], s.args[3], s.args[4], 0)
+		if s.errno != 0 && !s.may {
+			c.said.step, c.said.errno = int32(i), int32(s.errno)
+			unix.RawSyscall(unix.SYS_WRITE, uintptr(c.sock), uintptr(unsafe.Pointer(&c.said)), unsafe.Sizeof(c.said))
+			unix.RawSyscall(unix.SYS_EXIT_GROUP, 1, 0, 0)
+		}
+	}
+	for i := range c.fds {
+		c.fds[i] = int32(c.steps[c.back[i]-1].result)
+	}
+	_, _, e = unix.RawSyscall(unix.SYS_SENDMSG, uintptr(c.sock), uintptr(unsafe.Pointer(&c.msg)), 0)
+	if e != 0 {
+		c.said.step, c.said.errno = int32(len(c.steps)), int32(e)
+		unix.RawSyscall(unix.SYS_WRITE, uintptr(c.sock), uintptr(unsafe.Pointer(&c.said)), unsafe.Sizeof(c.said))
+	}
+	for { // exit_group does not return
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+}

@@ -1,0 +1,42 @@
+//go:build !linux
+
+package netns
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os/exec"
+
+	"github.com/vmnetd/vmnetd/backend/link"
+)
+
+// TAP is an interface in a namespace, which only Linux has.
+type TAP struct {
+	Name  string
+	Index int
+	MAC   net.HardwareAddr
+	MTU   int
+}
+
+// Held is a command that waits, on Linux.
+type Held struct{}
+
+// Options say what a held command finds.
+type Options struct{ MapRoot bool }
+
+func Attach(context.Context, Config) (*TAP, error)            { return nil, ErrLinux }
+func Hold(*exec.Cmd, Options) (*Held, error)                  { return nil, ErrLinux }
+func Wait(context.Context, int) error                         { return ErrLinux }
+func WhyNoNamespaces() string                                 { return ErrLinux.Error() }
+func (*Held) Go() error                                       { return ErrLinux }
+func (*Held) Close()                                          {}
+func (*TAP) ReadFrames(*link.Batch) error                     { return ErrLinux }
+func (*TAP) WriteFrames([]link.Frame) (int, error)            { return 0, ErrLinux }
+func (*TAP) Close() error                                     { return nil }
+func (*TAP) Addrs() ([]netip.Prefix, error)                   { return nil, ErrLinux }
+func (*TAP) AddAddr(netip.Prefix) error                       { return ErrLinux }
+func (*TAP) AddRoute(netip.Addr) error                        { return ErrLinux }
+func (*TAP) SetMTU(int) error                                 { return ErrLinux }
+func (*TAP) Configure(context.Context, string) (Lease, error) { return Lease{}, ErrLinux }
+func (*TAP) Keep(context.Context, string, func(Lease)) error  { return ErrLinux }
