@@ -46,6 +46,7 @@ type stream struct {
 	little  bool                            // its order, of 2
 	most    int                             // the longest frame that is written; 0: any
 	vectors bool                            // net.Buffers leave in one system call
+	apart   bool                            // where they do not, each frame is a write
 	read    func(iov [][]byte) (int, error) // one read into many pieces
 	once    sync.Once
 	done    error
@@ -144,7 +145,10 @@ func (s *stream) cut(b *link.Batch) error {
 }
 
 func (s *stream) WriteFrames(frames []link.Frame) (int, error) {
-	const most = 512 // frames a call: two pieces each fill one writev (IOV_MAX is 1024)
+	most := 512 // frames a call: two pieces each fill one writev (IOV_MAX is 1024)
+	if s.apart && !s.vectors {
+		most = 1
+	}
 	for done := 0; done < len(frames); {
 		batch := frames[done:min(done+most, len(frames))]
 		s.iov = s.iov[:0]

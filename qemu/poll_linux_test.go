@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -19,6 +18,11 @@ import (
 // socketpair is a guest's socket, as the loop uses it, and its far end.
 func socketpair(t testing.TB, buffer int) (*polled, net.Conn) {
 	t.Helper()
+	return socketpairOf(t, buffer, NewLink)
+}
+
+func socketpairOf(t testing.TB, buffer int, make func(net.Conn) link.Link) (*polled, net.Conn) {
+	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +38,7 @@ func socketpair(t testing.TB, buffer int) (*polled, net.Conn) {
 		t.Cleanup(func() { c.Close() })
 		ends[i] = c
 	}
-	l := NewLink(ends[0]).(*polled)
+	l := make(ends[0]).(*polled)
 	if buffer > 0 {
 		ends[0].(*net.UnixConn).SetWriteBuffer(buffer)
 	}
@@ -44,35 +48,6 @@ func socketpair(t testing.TB, buffer int) (*polled, net.Conn) {
 	return l, ends[1]
 }
 
-// cutAnywhere makes a frame of b whose pieces are as long as r says.
-func cutAnywhere(b []byte, r *rand.Rand) link.Frame {
-	cut := func() int {
-		switch r.IntN(4) {
-		case 0:
-			return r.IntN(4)
-		case 1:
-			return r.IntN(64)
-		}
-		return r.IntN(len(b) + 1)
-	}
-	n := min(cut(), len(b))
-	f := link.NewFrame(b[:n])
-	for rest := b[n:]; len(rest) > 0; {
-		n := min(cut(), len(rest))
-		f.Body = append(f.Body, rest[:n])
-		rest = rest[n:]
-	}
-	return f
-}
-
-func pattern(n, seed int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i*7 + i>>8 + seed)
-	}
-	return b
-}
-
 // Whatever the socket takes at a time, its far end reads whole frames in order: those that were taken, and no other.
 func FuzzTryWriteFrames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint64, buffer uint16, sizes []byte) {
@@ -80,14 +55,15 @@ func FuzzTryWriteFrames(f *testing.F) {
 			sizes = sizes[:200]
 		}
 		r := rand.New(rand.NewPCG(seed, 1))
-		l, far := socketpair(t, max(int(buffer), 1))
+		framing := every[seed%uint64(len(every))]
+		l, far := socketpairOf(t, max(int(buffer), 1), framing.make)
 		var frames []link.Frame
 		var want []byte
 		for i, s := range sizes {
-			n := minFrame + int(s)*int(s)%link.MaxFrame
+			n := min(minFrame+int(s)*int(s)%link.MaxFrame, framing.most)
 			b := pattern(n, i)
 			frames = append(frames, cutAnywhere(b, r))
-			want = binary.BigEndian.AppendUint32(want, uint32(n))
+			want = framing.length(want, n)
 			want = append(want, b...)
 		}
 		far.SetReadDeadline(time.Now().Add(20 * time.Second))
@@ -128,15 +104,6 @@ func FuzzTryWriteFrames(f *testing.F) {
 			t.Fatalf("%d bytes came, %v, want %d; the first that differs is at %d", len(got), err, len(want), differ(got, want))
 		}
 	})
-}
-
-func differ(a, b []byte) int {
-	for i := range min(len(a), len(b)) {
-		if a[i] != b[i] {
-			return i
-		}
-	}
-	return min(len(a), len(b))
 }
 
 // A frame in more pieces than one system call takes is a frame like any other.
