@@ -52,7 +52,7 @@ func (t *TAP) Configure(ctx context.Context, name string) (Lease, error) {
 	if err := c.apply(l, Lease{}, 0); err != nil {
 		return l, err
 	}
-	t.await6(ctx)
+	t.Await6(ctx)
 	return l, nil
 }
 
@@ -86,8 +86,9 @@ func (t *TAP) Keep(ctx context.Context, name string, got func(Lease)) error {
 	}
 }
 
-// await6 waits for an IPv6 address that may be used.
-func (t *TAP) await6(ctx context.Context) {
+// Await6 waits until there is an IPv6 address that may be used, or ctx ends, or so much time has passed that there is no
+// router.
+func (t *TAP) Await6(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, wait6)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)

@@ -38,5 +38,6 @@ func (*TAP) Addrs() ([]netip.Prefix, error)                   { return nil, ErrL
 func (*TAP) AddAddr(netip.Prefix) error                       { return ErrLinux }
 func (*TAP) AddRoute(netip.Addr) error                        { return ErrLinux }
 func (*TAP) SetMTU(int) error                                 { return ErrLinux }
+func (*TAP) Await6(context.Context)                           {}
 func (*TAP) Configure(context.Context, string) (Lease, error) { return Lease{}, ErrLinux }
 func (*TAP) Keep(context.Context, string, func(Lease)) error  { return ErrLinux }

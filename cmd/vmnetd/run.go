@@ -21,6 +21,7 @@ import (
 
 func runCommand() *cobra.Command {
 	var n networkFlags
+	var ns spaceFlags
 	var ctl, logFile, mac string
 	c := &cobra.Command{
 		Use:   "run [-p RULE]... [flags] -- COMMAND [ARGUMENT]...",
@@ -43,6 +44,13 @@ wire in descriptor $VMNETD_FD, each Ethernet frame behind its length in 32 bits,
 arguments, they are treated as QEMU's. $VMNETD_CONTROL is the control socket, for 'vmnetd status' and its like; it is
 in a private folder that goes at the end, unless --control names one.
 
+With --netns, on Linux, any command has a network namespace of its own instead, with an interface on this network, DNS,
+ping, and nothing else; ordinary users may do that, where the system lets them make user namespaces. The command sees its
+own user and has no rights there that it has not here; with --map-root it is root in there, for what makes interfaces or
+mounts itself (Firecracker, container runtimes). Root's commands stay root's.
+
+  vmnetd run --netns -p 8080:80 -- python3 -m http.server 80
+
 The command has our terminal and is in our process group: what is typed, ^C or ^Z, it gets by itself. Signals that
 are sent to vmnetd (INT, TERM, HUP, QUIT, USR1, USR2) are passed on. On Linux, when vmnetd is killed the command gets
 SIGTERM, since its network is gone for good; who wants a VM to outlive its network uses 'vmnetd serve'.
@@ -57,6 +65,7 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 		}),
 	}
 	n.add(c.Flags(), slog.LevelWarn)
+	ns.add(c.Flags())
 	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default in a private folder)")
 	c.Flags().StringVar(&logFile, "log-file", "", "`FILE` that the log is appended to (default stderr)")
 	c.Flags().StringVar(&mac, "mac", "", "`MAC` of the card that is added")
@@ -88,7 +97,15 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 			return usagef("--mac %s: want six bytes of a single station, as 52:54:00:12:34:56", mac)
 		}
 		argv := a[1:]
-		if wantsNetwork(program, argv) {
+		if ns.on {
+			if mac == "" {
+				dir, _ := os.Getwd()
+				w.mac = vmMAC(nil, dir)
+			}
+			if n.mtu == 0 {
+				large(&cfg)
+			}
+		} else if wantsNetwork(program, argv) {
 			if isQEMU(program) {
 				// One that does not tell is taken for new: the old ones told.
 				version, told := qemuVersion(c.Context(), program)
@@ -108,19 +125,27 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 				at.set(&cfg)
 			}
 		}
-		return run(cfg.Logger, program, append([]string{a[0]}, argv...), fd, func(d *daemon) error {
+		var own string // a private folder
+		var by *way
+		if ns.on {
+			by = wireSpace(ns, w.mac, program, func() string { return own })
+		} else if by, err = wireSocket(program, fd); err != nil {
+			return err
+		}
+		return run(cfg.Logger, program, append([]string{a[0]}, argv...), fd, by, func(d *daemon) error {
 			d.profile = n.profile
-			if ctl == "" {
+			if ctl == "" || ns.on {
 				dir, err := makeRuntimeDir()
 				if err != nil {
 					return err
 				}
 				d.dirs = append(d.dirs, dir)
-				own, err := os.MkdirTemp(dir, "run-")
-				if err != nil {
+				if own, err = os.MkdirTemp(dir, "run-"); err != nil {
 					return err
 				}
 				d.dirs = append(d.dirs, own)
+			}
+			if ctl == "" {
 				ctl = filepath.Join(own, "control.sock")
 			}
 			if err := d.listen(ctl); err != nil {
@@ -170,15 +195,43 @@ func freeDescriptor() int {
 	return fd
 }
 
-// run starts the network by start and a command with the wire in descriptor fd, and waits for the command to end.
-func run(log *slog.Logger, program string, argv []string, fd int, start func(*daemon) error) error {
+// way is how a command is plugged in. Each of its functions may be nil.
+type way struct {
+	door    *door
+	prepare func(*exec.Cmd) error          // before it is started, with all files below its wire's
+	started func(d *daemon, pid int) error // after
+	failed  func(error) error              // what the user hears if it cannot be started
+	close   func()
+}
+
+// wireSocket hands a socket on to the command.
+func wireSocket(program string, fd int) (*way, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer theirs.Close()
-	d := &daemon{log: log, doors: []*door{{framing: &qemuFraming, addr: "run:" + filepath.Base(program), only: whole(qemu.NewLink(ours), ""), log: log, remove: func() {}}}}
+	return &way{
+		door: &door{framing: &qemuFraming, addr: "run:" + filepath.Base(program), only: whole(qemu.NewLink(ours), ""), remove: func() {}},
+		prepare: func(cmd *exec.Cmd) error {
+			cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
+			cmd.Env = append(cmd.Env, "VMNETD_FD="+strconv.Itoa(fd))
+			return nil
+		},
+		started: func(*daemon, int) error { return theirs.Close() }, // or we would never see the command's end close
+		close:   func() { theirs.Close() },
+	}, nil
+}
+
+// run starts the network by start and a command on it, which is plugged in by w, and waits for the command to end. Its
+// descriptors below fd are ours.
+func run(log *slog.Logger, program string, argv []string, fd int, w *way, start func(*daemon) error) error {
+	d := &daemon{log: log}
+	if w.door != nil {
+		w.door.log = log
+		d.doors = []*door{w.door}
+	}
 	defer d.stop(0) // who would have anything to finish has ended
+	defer w.close()
 	signals := make(chan os.Signal, 16)
 	notify(signals, passSignals)
 	defer signal.Stop(signals)
@@ -188,26 +241,35 @@ func run(log *slog.Logger, program string, argv []string, fd int, start func(*da
 	cmd := exec.Command(program)
 	cmd.Args = argv
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), "VMNETD_FD="+strconv.Itoa(fd), controlEnv+"="+d.control)
+	cmd.Env = append(os.Environ(), controlEnv+"="+d.control)
 	for n := 3; n < fd; n++ { // what others have handed to us for the command keeps its number
 		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(n), "inherited"))
 	}
-	cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
 	dieWithUs(cmd)
+	if err := w.prepare(cmd); err != nil {
+		return err
+	}
 
 	started, ended := make(chan error, 1), make(chan error, 1)
 	go func() {
 		// The kernel's parent-death signal is sent when the thread ends that has started the command.
 		runtime.LockOSThread()
 		err := cmd.Start()
-		theirs.Close() // or we would never see the command's end close
 		started <- err
 		if err == nil {
 			ended <- cmd.Wait()
 		}
 	}()
 	if err := <-started; err != nil {
+		if w.failed != nil {
+			return w.failed(err)
+		}
 		return cannotExec{err}
+	}
+	if err := w.started(d, cmd.Process.Pid); err != nil {
+		cmd.Process.Kill()
+		<-ended
+		return err
 	}
 	failed := d.failed
 	var failure error

@@ -278,7 +278,11 @@ func TestRunNetworkFails(t *testing.T) {
 	}
 	log := slog.New(slog.DiscardHandler)
 	why := errors.New("the end of the world")
-	err = run(log, sh, []string{"sh", "-c", "exec sleep 60"}, 3, func(d *daemon) error {
+	by, err := wireSocket(sh, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = run(log, sh, []string{"sh", "-c", "exec sleep 60"}, 3, by, func(d *daemon) error {
 		if err := d.listen(filepath.Join(shortDir(t), "c")); err != nil {
 			return err
 		}
