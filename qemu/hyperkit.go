@@ -61,9 +61,10 @@ func accept(c net.Conn, mtu, look int, bare func(net.Conn, int) link.Link) (link
 		return bare(c, mtu), nil
 	}
 	var late atomic.Bool
+	end := c
 	timer := time.AfterFunc(handshakeTime, func() { // a deadline would do it on sockets alone
 		late.Store(true)
-		c.Close()
+		end.Close()
 	})
 	if look > 1 {
 		begin, c, err = peek(c, look)
