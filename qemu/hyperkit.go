@@ -3,9 +3,11 @@ package qemu
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -35,9 +37,9 @@ func NewHyperKitLink(c net.Conn, mtu int) link.Link {
 }
 
 // AcceptHyperKit returns the wire of a guest that has just connected with any of the beginnings that lead to 16-bit
-// little-endian lengths: HyperKit's handshake, gvforwarder's POST /connect, or frames at once. It waits for the guest's
-// first byte for as long as that takes, and a few seconds for the rest of a handshake. A guest that has none in that
-// time, or a wrong one, is told why where it can be, and c is closed.
+// little-endian lengths: HyperKit's handshake, gvforwarder's POST /connect, or frames at once. Who has a handshake
+// begins with it as soon as it is connected, so a guest that is silent for a second has none. A handshake that is wrong,
+// or not done in a few seconds, is told why where it can be, and c is closed.
 func AcceptHyperKit(c net.Conn, mtu int) (link.Link, error) {
 	// A capital letter may as well be in the length of a frame, as of an 86-byte neighbour solicitation. Five bytes tell:
 	// a frame whose length they spell would have 16,000 bytes or more, from a guest that was leased no address yet.
@@ -52,7 +54,14 @@ func Accept(c net.Conn, mtu int) (link.Link, error) {
 
 // accept looks at as many bytes for a handshake, does it, and makes the link that follows, or makes the bare one.
 func accept(c net.Conn, mtu, look int, bare func(net.Conn, int) link.Link) (link.Link, error) {
+	quiet := c.SetReadDeadline(time.Now().Add(silence)) == nil
 	begin, c, err := peek(c, 1)
+	if quiet {
+		c.SetReadDeadline(time.Time{})
+	}
+	if quiet && errors.Is(err, os.ErrDeadlineExceeded) {
+		return bare(c, mtu), nil
+	}
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -86,8 +95,12 @@ func accept(c net.Conn, mtu, look int, bare func(net.Conn, int) link.Link) (link
 	return bare(c, mtu), nil
 }
 
+// silence is how long a guest's first byte is waited for. Clients send it right after connect(2); a second is what one
+// may be kept from the processor.
+var silence = time.Second
+
 // handshakeTime is how long a handshake may take. Clients send theirs in one write or two; a VMM under emulation on a
-// busy machine was never seen to need a second. Tests shorten it.
+// busy machine was never seen to need a second. Tests shorten both.
 var handshakeTime = 10 * time.Second
 
 // HyperKit's handshake, as vpnkit's protocol.md and gvproxy have it: both sides say "VMN3T", a version and a commit;
