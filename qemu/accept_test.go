@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -305,4 +306,5 @@ func (s *stream) conn() net.Conn { return s.c }
 
 type closing struct{ halves }
 
-func (closing) Close() error { return nil }
+func (closing) Close() error                    { return nil }
+func (closing) SetReadDeadline(time.Time) error { return os.ErrNoDeadline }
