@@ -21,12 +21,12 @@ import (
 
 // framings are the ways in which a guest's frames come, each with a flag of its name. To add one, make it in a file of
 // its own and name it here.
-var framings = []*framing{&qemuFraming}
+var framings = []*framing{&qemuFraming, &hyperkitFraming, &vdeFraming}
 
 // framing is how bytes or datagrams become frames.
 type framing struct {
 	name    string
-	usage   string   // of its flag, without the places
+	usage   string   // of its flag
 	forms   []form   // where it can be had
 	options []string // that an address may have, behind a comma: name=value
 	lines   func(*door) string
@@ -119,11 +119,19 @@ type door struct {
 	in      accepter // nil if only is all there is
 	only    *caller  // the one guest that can come
 	remove  func()   // takes the socket file away; never nil
+	stdio   bool     // it has standard output, where nothing else may be printed
 	note    string   // what the user should know
 	log     *slog.Logger
 
+	complaints struct {
+		sync.Mutex
+		last time.Time
+		more int // that were not logged since
+	}
+
 	// Of the network, once there is one:
 	mtu    int           // of the cards that lines has; 0: their own
+	told   int           // the MTU of guests whose framing has a limit or a word for it; 0: 1500
 	places chan struct{} // one for each guest that may be there; shared by the daemon's doors
 }
 
@@ -223,15 +231,33 @@ func (d *door) plug(wires context.Context, n *backend.Network, g *caller) {
 	defer context.AfterFunc(wires, g.close)()
 	name := d.String() + g.peer
 	l, err := g.wire()
+	what := "guest turned away"
 	if err == nil {
+		what = "guest's wire ended"
 		err = n.Serve(wires, l, name)
 	}
 	switch {
 	case err == nil, wires.Err() != nil, errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, context.Canceled),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE): // a VMM that ends with frames unread
 	default:
-		d.log.Warn("guest's wire ended", "link", name, "error", err)
+		d.complain(what, "link", name, "error", err)
 	}
+}
+
+// complain logs what went wrong with a guest, once a second and door at most: whoever reaches a door can try what is
+// wrong in a loop.
+func (d *door) complain(what string, args ...any) {
+	d.complaints.Lock()
+	defer d.complaints.Unlock()
+	if time.Since(d.complaints.last) < time.Second {
+		d.complaints.more++
+		return
+	}
+	if d.complaints.more > 0 {
+		args = append(args, "and_as_many_before", d.complaints.more)
+	}
+	d.complaints.last, d.complaints.more = time.Now(), 0
+	d.log.Warn(what, args...)
 }
 
 // serve takes guests until ctx is done, and returns when nobody can come any more and the guests have gone. It
@@ -301,7 +327,7 @@ func (d *door) close() {
 func addDoorFlags(add func(name string, value []string, usage string) *[]string) []*[]string {
 	addrs := make([]*[]string, len(framings))
 	for i, f := range framings {
-		addrs[i] = add(f.name, nil, f.usage+": "+f.places()+"; may be repeated")
+		addrs[i] = add(f.name, nil, f.usage+"; may be repeated")
 	}
 	return addrs
 }

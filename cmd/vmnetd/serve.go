@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -35,13 +34,27 @@ func serveCommand() *cobra.Command {
 		Short: "Run a network that guests plug into",
 		Long: `Run a network that guests plug into, any number, together or one after another, until SIGINT or SIGTERM.
 
-Guests come in at the addresses that --qemu names; each takes any number of guests, but fd:N with a connected socket,
-which is one guest. Without --qemu it is unix:$XDG_RUNTIME_DIR/vmnetd/qemu.sock, and the lines for QEMU are printed.
+Guests come in at doors: a flag says how they speak, its address where. Each door takes any number of guests, but a
+connected descriptor, stdio and what is dialled, which are one. Without any it is --qemu
+unix:$XDG_RUNTIME_DIR/vmnetd/qemu.sock, and the lines for QEMU are printed.
 
-  unix:PATH          a socket file of mode 0600; one that is left over is replaced
+  --qemu             QEMU's -netdev stream or socket, passt's clients, libkrun's unixstream; a guest that begins with
+                     HyperKit's or gvforwarder's handshake is taken as one of --hyperkit
+  --hyperkit         HyperKit, and gvforwarder by POST /connect (url unix:///PATH/connect, vsock://2:PORT/connect) or by
+                     its stdio:
+  --vde              vde_plug, as in: dpipe vde_plug SWITCH = vmnetd serve --vde stdio
+
+  unix:PATH          a socket file of mode 0600; one that is left over is replaced. On most hosts this is also how the
+                     guests' vsock comes out: of Firecracker, vfkit and krunkit
   tcp:[HOST:]PORT    on 127.0.0.1 unless HOST says otherwise; port 0 is any free one. Frames are not authenticated:
                      every user of this machine, or of that network, can plug in
+  vsock:[CID:]PORT   Linux's AF_VSOCK: guests of this host find it at vsock:2:PORT. CID is a number, any, local or host
   fd:N               a stream socket that vmnetd was started with, connected or listening
+  stdio              standard input and output: one guest's wire. What is else printed goes to standard error
+  dial:unix:PATH     the other way round: a VMM that listens, as QEMU does with server=on, is dialled and dialled again
+  dial:tcp:HOST:PORT, dial:vsock:CID:PORT
+
+A comma in an address is written twice; behind a single one stand options, NAME=VALUE.
 
 With --mtu auto each guest finds its own: DHCP offers 65520 in a frame of that length, which cards such as virtio's take
 and hear, and 1500 in a short one. A guest whose system does not ask DHCP for an MTU goes by its card's host_mtu.
@@ -148,14 +161,18 @@ type daemon struct {
 }
 
 func (d *daemon) open(f *framing, addr string) error {
-	door, err := openDoor(f, addr, d.log)
+	opened, err := openDoor(f, addr, d.log)
 	if err != nil {
 		if errors.Is(err, errInUse) {
 			err = hintError{err, "if it is a daemon that can be used as it is, 'vmnetd status' shows it; else name another place with --" + f.name + " and --control"}
 		}
 		return err
 	}
-	d.doors = append(d.doors, door)
+	if opened.stdio && slices.ContainsFunc(d.doors, func(x *door) bool { return x.stdio }) {
+		opened.only.close()
+		return usagef("--%s %s: there is but one standard input, and another flag has it: name stdio in one of them", f.name, addr)
+	}
+	d.doors = append(d.doors, opened)
 	return nil
 }
 
@@ -178,7 +195,10 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		if ap, ok := door.closedTo(); ok {
 			cfg.Doors = append(cfg.Doors, ap)
 		}
-		door.mtu = cfg.LargeMTU
+		door.mtu, door.told = cfg.LargeMTU, cfg.MTU
+		if cfg.LargeNICs {
+			door.told = cfg.LargeMTU
+		}
 	}
 	if d.net, err = backend.New(cfg); err != nil {
 		var file *fs.PathError
@@ -276,6 +296,9 @@ func (d *daemon) removeFiles() {
 // tell prints how guests plug in, and what the system picked.
 func (d *daemon) tell(c *cobra.Command) {
 	out := c.OutOrStdout()
+	if slices.ContainsFunc(d.doors, func(door *door) bool { return door.stdio }) {
+		out = c.ErrOrStderr()
+	}
 	st := d.net.Status()
 	fmt.Fprintf(out, "network %s and %s, gateway %s and %s\n", st.Prefix4, st.Prefix6, st.Gateway4, st.Gateway6)
 	for _, r := range d.bound {
@@ -291,38 +314,6 @@ func (d *daemon) tell(c *cobra.Command) {
 		flag = " --control " + shellQuote(d.control)
 	}
 	fmt.Fprintf(out, "control %s\n  vmnetd status%s\n", d.control, flag)
-}
-
-// qemuLines are the arguments for QEMU to paste. The version notes are from QEMU's qapi/net.json ("Since" of stream,
-// reconnect and reconnect-ms) and docs/about/removed-features: reconnect went in 10.2.
-func qemuLines(d *door) string {
-	var b strings.Builder
-	kind, addr, _ := strings.Cut(d.addr, ":")
-	var to, old string
-	switch kind {
-	case "unix":
-		to = "addr.type=unix,addr.path=" + qemuEscape(addr)
-	case "tcp":
-		ap := netip.MustParseAddrPort(addr)
-		host := ap.Addr()
-		if host.IsUnspecified() { // the VMM is on this machine as far as we know
-			host = map[bool]netip.Addr{true: netip.AddrFrom4([4]byte{127, 0, 0, 1}), false: netip.IPv6Loopback()}[host.Is4()]
-		}
-		to = fmt.Sprintf("addr.type=inet,addr.host=%s,addr.port=%d", host, ap.Port())
-		old = fmt.Sprintf("QEMU up to 7.1:\n  -netdev socket,id=net0,connect=%s\n", netip.AddrPortFrom(host, ap.Port()))
-	default:
-		return fmt.Sprintf("guests plug in at %s\n", d.addr)
-	}
-	fmt.Fprintf(&b, "guests plug in at %s; for QEMU 7.2 and later:\n", d.addr)
-	mtu := ""
-	if d.mtu != 0 {
-		mtu = fmt.Sprintf(",host_mtu=%d", d.mtu)
-	}
-	fmt.Fprintf(&b, "  -netdev %s -device virtio-net-pci,netdev=net0,mac=%s%s\n", shellQuote("stream,id=net0,server=off,"+to), randomMAC(), mtu)
-	b.WriteString("each guest with a MAC of its own; for guests that come back when vmnetd was restarted, add to -netdev:\n")
-	b.WriteString("  ,reconnect-ms=1000   QEMU 9.2 and later\n  ,reconnect=1         QEMU 8.0 to 9.1 (7.2 cannot)\n")
-	b.WriteString(old)
-	return b.String()
 }
 
 // qemuEscape doubles commas, which end a value in QEMU's option syntax.

@@ -12,19 +12,36 @@ import (
 	"github.com/vmnetd/vmnetd/qemu"
 )
 
-var qemuFraming = framing{
-	name:  "qemu",
-	usage: "take QEMU's -netdev stream guests at `ADDRESS`",
-	forms: streams(plainQEMU),
-	lines: qemuLines,
-}
+var (
+	qemuFraming = framing{
+		name:  "qemu",
+		usage: "take QEMU's -netdev stream guests at `ADDRESS`, and HyperKit's and gvforwarder's",
+		forms: append(streams(anyStream), dials(plainQEMU)...),
+		lines: qemuLines,
+	}
+	hyperkitFraming = framing{
+		name:  "hyperkit",
+		usage: "take HyperKit's and gvforwarder's guests at `ADDRESS`",
+		forms: streams(hyperKit), // nobody of theirs listens
+		lines: hyperkitLines,
+	}
+	vdeFraming = framing{
+		name:  "vde",
+		usage: "take a vde_plug at `ADDRESS`",
+		forms: append(streams(vdePlug), dials(vdePlug)...),
+		lines: vdeLines,
+	}
+)
 
 // shake makes a link of a connection, after the framing's handshake if it has one.
 type shake func(*door, net.Conn) (link.Link, error)
 
+func anyStream(d *door, c net.Conn) (link.Link, error) { return qemu.Accept(c, d.told) }
 func plainQEMU(_ *door, c net.Conn) (link.Link, error) { return qemu.NewLink(c), nil }
+func hyperKit(d *door, c net.Conn) (link.Link, error)  { return qemu.AcceptHyperKit(c, d.told) }
+func vdePlug(d *door, c net.Conn) (link.Link, error)   { return qemu.NewVDELink(c, d.told), nil }
 
-// streams are the forms of a framing over streams.
+// streams are the forms of a framing over streams that come to us.
 func streams(s shake) []form {
 	return []form{
 		{"unix", "unix:PATH", func(d *door, a address) error {
@@ -41,6 +58,14 @@ func streams(s shake) []form {
 				return err
 			}
 			d.in, d.addr = s.at(d, l), "tcp:"+l.Addr().String()
+			return nil
+		}},
+		{"vsock", "vsock:[CID:]PORT", func(d *door, a address) error {
+			l, err := listenVsock(d, a.rest)
+			if err != nil {
+				return err
+			}
+			d.in, d.addr = s.at(d, l), vsockName(l.Addr())
 			return nil
 		}},
 		{"fd", "fd:N", func(d *door, a address) error {
@@ -60,7 +85,35 @@ func streams(s shake) []form {
 			}
 			return nil
 		}},
+		{"stdio", "stdio", func(d *door, a address) error {
+			if a.rest != "" {
+				return usagef("stdio has nothing behind it")
+			}
+			c, err := openStdio(d.framing.name == "vde")
+			if err != nil {
+				return err
+			}
+			d.addr, d.stdio, d.only = "stdio", true, s.caller(d, c, "")
+			return nil
+		}},
 	}
+}
+
+// dials are the forms of a framing over streams to peers that listen.
+func dials(s shake) (forms []form) {
+	for _, f := range [][2]string{{"unix", "PATH"}, {"tcp", "HOST:PORT"}, {"vsock", "CID:PORT"}} {
+		kind := "dial:" + f[0]
+		forms = append(forms, form{kind, kind + ":" + f[1], func(d *door, a address) error {
+			dial, err := dialTo(f[0], a.rest)
+			if err != nil {
+				return err
+			}
+			d.addr = kind + ":" + a.rest
+			d.in = newDialler(d, d.addr, dial, func(c net.Conn) *caller { return s.caller(d, c, "") })
+			return nil
+		}})
+	}
+	return forms
 }
 
 // at is a listener's guests.
