@@ -51,7 +51,7 @@ func (p *port) fromGuest(s link.Span) {
 			return
 		}
 		if !p.toServices(kind, ip, body, src) {
-			p.toOthers(s)
+			p.toOthers(kind, ip, s)
 		}
 	default:
 		if p.mayShow(kind, ip, src) {
@@ -63,14 +63,17 @@ func (p *port) fromGuest(s link.Span) {
 
 // toOther carries a frame to another guest.
 func (p *port) toOther(kind uint16, ip []byte, s link.Span, dst mac) {
-	if p.mayGo(s) && !p.tooLong(kind, ip, s.From(ethLen), dst) {
+	if !p.mayGo(s) || p.leaves() && !p.finish(kind, ip, s, dst) {
+		return
+	}
+	if !p.tooLong(kind, ip, s.From(ethLen), dst) {
 		p.net.seg.forward(p, p.batch, s, dst)
 	}
 }
 
 // toOthers carries a frame to all other guests.
-func (p *port) toOthers(s link.Span) {
-	if p.mayGo(s) {
+func (p *port) toOthers(kind uint16, ip []byte, s link.Span) {
+	if p.mayGo(s) && (!p.leaves() || p.finishAlone(kind, ip, s)) {
 		p.net.seg.flood(p, p.batch, s)
 	}
 }

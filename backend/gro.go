@@ -50,7 +50,7 @@ func wholeOf(kind uint16, ip []byte, body link.Span, proto tcpip.TransportProtoc
 			return 0, 0, false
 		}
 		hl, total = header.IPv4MinimumSize, int(binary.BigEndian.Uint16(ip[2:]))
-	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize && ip[6] == byte(proto):
+	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize && ip[0]>>4 == 6 && ip[6] == byte(proto):
 		hl = header.IPv6MinimumSize
 		total = hl + int(binary.BigEndian.Uint16(ip[4:]))
 	default:

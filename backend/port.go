@@ -63,6 +63,9 @@ type port struct {
 	batch      *link.Batch
 	scratch    [headLen]byte
 	gro        gro
+	gives      link.Offloads // what frames of the guest's may lack
+	offload    link.Offload  // of the frame at hand, if they are Told
+	finisher   finisher
 	lastMAC    mac
 	lastOwn    bool // lastMAC is this port's
 	warned     bool
@@ -93,6 +96,7 @@ func (n *Network) newPort(ctx context.Context, l link.Link, name string) (*port,
 	p.nic = &nic{port: p}
 	p.flooded = newBucket(floodRate, floodBurst)
 	p.split.overlap = overlapOf(l)
+	p.gives, p.split.takes = link.OffloadsOf(l)
 	p.carries = carriesOf(l)
 	s, err := newStack(p.nic, &n.cfg)
 	if err != nil {
@@ -186,7 +190,10 @@ func (p *port) carry() {
 	for ; p.batch.Malformed > 0; p.batch.Malformed-- {
 		p.drop(flows.ReasonMalformed)
 	}
-	for _, s := range p.batch.Frames {
+	for i, s := range p.batch.Frames {
+		if i < len(p.batch.Offloads) {
+			p.offload = p.batch.Offloads[i]
+		}
 		p.rxFrames.Add(1)
 		p.rxBytes.Add(uint64(s.Len()))
 		p.fromGuest(s)

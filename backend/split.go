@@ -1,7 +1,7 @@
 package backend
 
 // The way out of the stack: gVisor's packets, TCP segments of up to 64 KiB among them, become frames of the wire's
-// MTU. Payload is not copied but for small pieces; headers are made in an arena. Runs in the port's writer only.
+// MTU, or stay as they are where the wire takes them so. Payload is not copied but for small pieces; headers are made in an arena. Runs in the port's writer only.
 
 import (
 	"encoding/binary"
@@ -29,7 +29,8 @@ const (
 
 // splitter makes frames from packets. Frames are valid until reset.
 type splitter struct {
-	overlap int // how much of a frame's headroom may be the end of the frame before: what the link leaves alone
+	overlap int           // how much of a frame's headroom may be the end of the frame before: what the link leaves alone
+	takes   link.Offloads // what the link takes unfinished
 
 	arena  []byte
 	frames []link.Frame
@@ -133,7 +134,18 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 	all := append(append(append(s.first[:0], make([]byte, ethLen)...), nh...), th...)
 	putEthernet(all, dst, src, v6)
 	s.first = all
-	tcpSum := tcpHeaderSum(nh, th, v6)
+	step, left := mss, link.Offload{}
+	tcpSum := uint32(0)
+	if s.takes&link.Checksums == 0 {
+		tcpSum = tcpHeaderSum(nh, th, v6)
+	} else {
+		tcpSum = endsSum(nh, v6)
+		left = link.Offload{Flags: link.OffloadSum, SumStart: uint16(ethLen + len(nh)), SumAt: 16}
+		if size > mss && s.takes&segmentsOf(v6) != 0 {
+			step = size
+			left.Kind, left.Size, left.Header = kindOf(v6), uint16(mss), uint16(hdr)
+		}
+	}
 	seq := binary.BigEndian.Uint32(th[4:])
 	flags := th[13]
 	ipSum, id := uint32(0), uint16(0)
@@ -143,7 +155,7 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 		ipSum = uint32(checksum.Sum(nh, 0)) + uint32(^binary.BigEndian.Uint16(nh[2:])) + uint32(^id) + uint32(^header.IPv4(nh).Checksum())
 	}
 	for done, first := 0, true; first || done < size; first = false {
-		n := min(mss, size-done)
+		n := min(step, size-done)
 		inline := crumbs || n <= copyPayload
 		want := hdr
 		if inline {
@@ -169,7 +181,10 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 			f &^= uint8(header.TCPFlagFin | header.TCPFlagPsh)
 		}
 		t[13] = f
-		sum := tcpSum + uint32(len(th)+n) + at>>16 + at&0xffff + uint32(f)
+		sum := tcpSum + uint32(len(th)+n)
+		if left.Flags == 0 {
+			sum += at>>16 + at&0xffff + uint32(f)
+		}
 		var body [][]byte
 		if inline {
 			data := t[len(th):len(th)]
@@ -179,12 +194,19 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 				left -= len(p)
 			}
 			clear(b[hdr+n:]) // padding
-			sum += uint32(checksum.Sum(data, 0))
+			if left.Flags == 0 {
+				sum += uint32(checksum.Sum(data, 0))
+			}
 		} else {
 			start := len(s.slices)
 			p := s.cut(n)
 			s.slices = append(s.slices, p)
-			if len(p) == n {
+			if left.Flags != 0 {
+				for rest := n - len(p); rest > 0; rest -= len(p) {
+					p = s.cut(rest)
+					s.slices = append(s.slices, p)
+				}
+			} else if len(p) == n {
 				sum += uint32(checksum.Sum(p, 0))
 			} else {
 				var c checksum.Pieces
@@ -200,8 +222,12 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 			}
 			body = s.slices[start:len(s.slices):len(s.slices)]
 		}
-		binary.BigEndian.PutUint16(t[16:], ^fold(sum))
-		s.frames = append(s.frames, link.Frame{Head: head, Body: body})
+		if left.Flags != 0 {
+			binary.BigEndian.PutUint16(t[16:], fold(sum))
+		} else {
+			binary.BigEndian.PutUint16(t[16:], ^fold(sum))
+		}
+		s.frames = append(s.frames, link.Frame{Head: head, Body: body, Offload: left})
 		done += n
 		id++
 	}
@@ -210,15 +236,34 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 // tcpHeaderSum sums what all segments share: the pseudo-header without its length, the ports, ack, window, urgent
 // pointer, options and the data offset, but neither sequence number, flags nor the checksum itself.
 func tcpHeaderSum(nh, th []byte, v6 bool) uint32 {
-	ends := nh[12:20]
-	if v6 {
-		ends = nh[8:40]
-	}
-	sum := uint32(checksum.Sum(ends, uint16(header.TCPProtocolNumber)))
+	sum := endsSum(nh, v6)
 	sum += uint32(binary.BigEndian.Uint16(th)) + uint32(binary.BigEndian.Uint16(th[2:])) // ports
 	sum += uint32(binary.BigEndian.Uint16(th[8:])) + uint32(binary.BigEndian.Uint16(th[10:]))
 	sum += uint32(th[12])<<8 + uint32(binary.BigEndian.Uint16(th[14:]))
 	return sum + uint32(checksum.Sum(th[18:], 0))
+}
+
+// endsSum sums TCP's pseudo-header without its length.
+func endsSum(nh []byte, v6 bool) uint32 {
+	ends := nh[12:20]
+	if v6 {
+		ends = nh[8:40]
+	}
+	return uint32(checksum.Sum(ends, uint16(header.TCPProtocolNumber)))
+}
+
+func segmentsOf(v6 bool) link.Offloads {
+	if v6 {
+		return link.Segments6
+	}
+	return link.Segments4
+}
+
+func kindOf(v6 bool) uint8 {
+	if v6 {
+		return link.OffloadTCP6
+	}
+	return link.OffloadTCP4
 }
 
 // fold brings the sum of some checksums to one.
