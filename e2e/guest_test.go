@@ -22,6 +22,7 @@ import (
 
 	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/e2e/space"
+	"github.com/vmnetd/vmnetd/e2e/stream"
 	"github.com/vmnetd/vmnetd/e2e/vm"
 	"github.com/vmnetd/vmnetd/e2e/vm/channel"
 	"golang.org/x/sys/unix"
@@ -60,10 +61,13 @@ type transport struct {
 	name string
 	qemu bool   // QEMU, else a kernel in a namespace
 	wire string // unix, tcp, fd
+	// door, if not nil, starts a daemon with a door of its own kind, in place of wire's.
+	door func(r transport, t *testing.T, l *lab, args ...string) (*daemon, attach)
 
 	// What the row's guests can carry in the time that a test has: emulated ones are a hundred times slower.
 	bytes    int64
 	parallel int
+	mtu      string // that its guests are told; "" for the largest
 }
 
 var transports = []transport{
@@ -73,6 +77,11 @@ var transports = []transport{
 	{name: "kernel-unix", wire: "unix", bytes: 100_000_000, parallel: 200},
 	{name: "kernel-tcp", wire: "tcp", bytes: 100_000_000, parallel: 200},
 	{name: "kernel-fd", wire: "fd", bytes: 10_000_000, parallel: 200},
+	{name: "kernel-connect", wire: "unix", door: connectDoor, mtu: "1500", bytes: 10_000_000, parallel: 50},
+	{name: "kernel-vpnkit", wire: "unix", door: vpnkitDoor, mtu: "1500", bytes: 10_000_000, parallel: 50},
+	{name: "kernel-stdio", wire: "fd", door: stdioDoor, mtu: "1500", bytes: 10_000_000, parallel: 50},
+	{name: "qemu-vde", qemu: true, wire: "fd", door: vdeDoor, mtu: "1500", bytes: 1_000_000, parallel: 5},
+	{name: "qemu-dial", qemu: true, wire: "fd", door: dialDoor, bytes: 1_000_000, parallel: 5},
 }
 
 var (
@@ -92,6 +101,9 @@ func (r transport) need(t *testing.T) {
 // plan is a daemon for the row, and how a guest is plugged in.
 func (r transport) serve(t *testing.T, l *lab, args ...string) (*daemon, attach) {
 	t.Helper()
+	if r.door != nil {
+		return r.door(r, t, l, args...)
+	}
 	switch r.wire {
 	case "tcp":
 		d := l.serveAt(t, "", "control.sock", nil, append(args, "--qemu", "tcp:0")...)
@@ -111,6 +123,10 @@ type attach struct {
 	unix string
 	tcp  string
 	file *os.File
+	// Of doors of other kinds:
+	dial    func() (net.Conn, error) // how a guest in a namespace comes by its stream
+	framing stream.Framing           // how frames stand on it; the zero one is QEMU's
+	nd      *vm.Netdev               // what QEMU is given
 }
 
 func socketPair(t *testing.T) (a, b *os.File) {
@@ -149,6 +165,8 @@ func (r transport) launch(t *testing.T, d *daemon, at attach, name string) *gues
 
 func (a attach) netdev(t *testing.T) vm.Netdev {
 	switch {
+	case a.nd != nil:
+		return *a.nd
 	case a.tcp != "":
 		return vm.StreamTCP(netip.MustParseAddrPort(a.tcp))
 	case a.file != nil:
@@ -518,6 +536,12 @@ func (k *kernelGuest) plug(t *testing.T, l *lab, at attach) {
 		}
 		return net.Dial("unix", at.unix)
 	}
+	if at.dial != nil {
+		dial = at.dial
+	}
+	if at.framing.Prefix == 0 {
+		at.framing = stream.QEMU
+	}
 	again := true
 	if at.file != nil {
 		c, err := net.FileConn(at.file)
@@ -527,19 +551,27 @@ func (k *kernelGuest) plug(t *testing.T, l *lab, at attach) {
 		at.file.Close()
 		dial, again = func() (net.Conn, error) { return c, nil }, false
 	}
-	c, err := dial()
+	greeted := func() (net.Conn, error) {
+		c, err := dial()
+		if err == nil {
+			err = at.framing.Greet(c)
+		}
+		return c, err
+	}
+	c, err := greeted()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !again {
-		dial = nil
+		greeted = nil
 	}
-	k.br = newBridge(k.tap, c, dial)
+	k.br = newBridge(k.tap, c, greeted, at.framing)
 }
 
-// bridge carries frames between a TAP and a stream of QEMU's framing, and dials again when the stream breaks, as
-// QEMU's reconnect-ms does.
+// bridge carries frames between a TAP and a stream, and dials again when the stream breaks, as QEMU's reconnect-ms does.
 type bridge struct {
+	framing stream.Framing
+
 	tap  *os.File
 	dial func() (net.Conn, error) // nil: never again
 	conn atomic.Pointer[net.Conn]
@@ -554,8 +586,8 @@ type bridge struct {
 	dmu     sync.Mutex
 }
 
-func newBridge(tap *os.File, c net.Conn, dial func() (net.Conn, error)) *bridge {
-	b := &bridge{tap: tap, dial: dial, done: make(chan struct{})}
+func newBridge(tap *os.File, c net.Conn, dial func() (net.Conn, error), f stream.Framing) *bridge {
+	b := &bridge{framing: f, tap: tap, dial: dial, done: make(chan struct{})}
 	b.conn.Store(&c)
 	b.dialled.Store(1)
 	b.wg.Add(2)
@@ -575,15 +607,16 @@ func (b *bridge) close() {
 
 func (b *bridge) up() {
 	defer b.wg.Done()
-	buf := make([]byte, 4+65535+18)
+	p := b.framing.Prefix
+	buf := make([]byte, p+65535+18)
 	for {
-		n, err := b.tap.Read(buf[4:])
+		n, err := b.tap.Read(buf[p:])
 		if err != nil {
 			return
 		}
-		buf[0], buf[1], buf[2], buf[3] = 0, byte(n>>16), byte(n>>8), byte(n)
+		b.framing.Put(buf, n)
 		b.wmu.Lock()
-		(*b.conn.Load()).Write(buf[:4+n]) // its end is seen below
+		(*b.conn.Load()).Write(buf[:p+n]) // its end is seen below
 		b.wmu.Unlock()
 	}
 }
@@ -658,12 +691,12 @@ func (b *bridge) copy(c net.Conn) {
 	frame := make([]byte, 65535+18)
 	for {
 		b.hear()
-		head, err := r.Peek(4)
+		head, err := r.Peek(b.framing.Prefix)
 		if err != nil {
 			return
 		}
-		n := int(head[0])<<24 | int(head[1])<<16 | int(head[2])<<8 | int(head[3])
-		r.Discard(4)
+		n := b.framing.Length(head)
+		r.Discard(b.framing.Prefix)
 		if n > len(frame) {
 			return
 		}

@@ -200,7 +200,10 @@ type process struct {
 func (l *lab) start(t *testing.T, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{cmd: cmd, exited: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = &p.out, &p.log
+	if cmd.Stdout == nil {
+		cmd.Stdout = &p.out
+	}
+	cmd.Stderr = &p.log
 	if err := l.host.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
@@ -286,14 +289,21 @@ func (l *lab) serveAt(t *testing.T, wire, control string, files []*os.File, args
 	}
 	cmd := l.command(t, args...)
 	cmd.ExtraFiles = files
-	d.process = l.start(t, cmd)
+	d.begin(t, cmd)
+	return d
+}
+
+// begin starts the daemon by cmd, waits until it is up, and stops it with the test.
+func (d *daemon) begin(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	d.process = d.lab.start(t, cmd)
 	wait(t, "vmnetd serve", func() error {
 		select {
 		case <-d.exited:
 			t.Fatalf("vmnetd ended at once: %s", d.log.String())
 		default:
 		}
-		if !strings.Contains(d.out.String(), "\ncontrol ") {
+		if !strings.Contains(d.out.String(), "\ncontrol ") && !strings.Contains(d.log.String(), "\ncontrol ") {
 			return errors.New("it has not said where its control socket is")
 		}
 		return nil
@@ -313,7 +323,6 @@ func (l *lab) serveAt(t *testing.T, wire, control string, files []*os.File, args
 			}
 		}
 	})
-	return d
 }
 
 // cli runs a vmnetd command that speaks to the daemon.
