@@ -290,6 +290,10 @@ func (t *TAP) SetMTU(n int) error {
 	return nil
 }
 
+// Remove takes the interface away and leaves it to the reader to find that the wire has ended: whoever serves it closes
+// it then. Close would do for a reader that waits for the TAP itself, but not for one that waits by Poll.
+func (t *TAP) Remove() error { return t.route.removeLink(t.Index) }
+
 // Wait returns when the process has ended, or ctx has.
 func Wait(ctx context.Context, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -140,12 +142,40 @@ func TestWire(t *testing.T) {
 	tap.Close()
 	select {
 	case err := <-done:
-		t.Log(err)
+		if !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("Close does not wake a reader")
 	}
 	if _, err := tap.WriteFrames([]link.Frame{f}); err == nil {
 		t.Error("written after Close")
+	}
+}
+
+// An interface that is removed, from inside or by us, is the end of the wire.
+func TestRemove(t *testing.T) {
+	cmd, _ := held(t, Options{}, "true")
+	tap, err := Attach(t.Context(), Config{PID: cmd.Process.Pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	if err := tap.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	var b link.Batch
+	for range 10 {
+		b.Next()
+		if err = tap.TryReadFrames(&b); err != nil {
+			break
+		}
+	}
+	if err != io.EOF {
+		t.Error(err)
+	}
+	if _, err := tap.TryWriteFrames([]link.Frame{link.NewFrame(make([]byte, 60))}); err != io.ErrClosedPipe {
+		t.Error(err)
 	}
 }
 

@@ -176,6 +176,10 @@ func (n *netlink) setLink(name string, mac net.HardwareAddr, mtu int, up bool) e
 	return n.do(r, nil)
 }
 
+func (n *netlink) removeLink(index int) error {
+	return n.do(newRequest(unix.RTM_DELLINK, unix.NLM_F_ACK, bytesOf(&unix.IfInfomsg{Family: unix.AF_UNSPEC, Index: int32(index)})), nil)
+}
+
 func family(a netip.Addr) uint8 {
 	if a.Is4() {
 		return unix.AF_INET

@@ -21,7 +21,7 @@ import (
 
 // framings are the ways in which a guest's frames come, each with a flag of its name. To add one, make it in a file of
 // its own and name it here.
-var framings = []*framing{&qemuFraming, &hyperkitFraming, &vdeFraming}
+var framings = []*framing{&qemuFraming, &hyperkitFraming, &vdeFraming, &netnsFraming}
 
 // framing is how bytes or datagrams become frames.
 type framing struct {
@@ -118,6 +118,7 @@ type door struct {
 	addr    string   // as it came out: "unix:/run/…", "tcp:127.0.0.1:7001", "fd:3"
 	in      accepter // nil if only is all there is
 	only    *caller  // the one guest that can come
+	space   *space   // it, if it is a network namespace
 	remove  func()   // takes the socket file away; never nil
 	stdio   bool     // it has standard output, where nothing else may be printed
 	note    string   // what the user should know

@@ -5,17 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
 	"github.com/vmnetd/vmnetd/backend"
+	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/netns"
 )
 
@@ -36,76 +39,68 @@ func (f *spaceFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.ifname, "ifname", "eth0", "with --netns: `NAME` of the interface there")
 }
 
-// space is a namespace on the daemon's network.
+// space is a namespace that is plugged in.
 type space struct {
-	held *netns.Held
-	tap  *netns.TAP
-	end  context.CancelFunc
-	over chan error // when the wire has ended, and the lease is kept no more
+	tap    *netns.TAP
+	end    context.CancelFunc
+	leased chan netns.Lease // the first one
+	kept   chan error       // why the lease is not kept any more; nil: it never was
 }
 
-// prepare has a command wait in namespaces of its own.
-func (s *space) prepare(cmd *exec.Cmd, f spaceFlags) (err error) {
-	s.held, err = netns.Hold(cmd, netns.Options{MapRoot: f.mapRoot})
-	return err
-}
-
-// attach plugs a namespace in and returns once it has its addresses.
-func (s *space) attach(d *daemon, cfg netns.Config, wire, host string, configure bool) (l netns.Lease, err error) {
-	if s.tap, err = netns.Attach(context.Background(), cfg); err != nil {
-		return l, hinted(err)
+// attachSpace makes the interface and, with configure, has it ask for a lease as host: from now on, since what it sends
+// waits in the TAP until the wire is served.
+func attachSpace(cfg netns.Config, host string, configure bool, log *slog.Logger) (*space, error) {
+	tap, err := netns.Attach(context.Background(), cfg)
+	if err != nil {
+		return nil, hinted(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s.end, s.over = cancel, make(chan error, 1)
-	leased, lost := make(chan netns.Lease, 1), make(chan error, 1)
-	go func() {
-		procs.add(1)
-		defer procs.add(-1)
-		err := d.net.Serve(ctx, s.tap, wire)
-		cancel()
-		if configure {
-			<-lost
-		}
-		s.over <- err
-	}()
+	s := &space{tap: tap, end: cancel}
 	if !configure {
-		return l, nil
+		return s, nil
 	}
+	s.leased, s.kept = make(chan netns.Lease, 1), make(chan error, 1)
 	go func() {
-		err := s.tap.Keep(ctx, host, func(l netns.Lease) {
+		err := tap.Keep(ctx, host, func(l netns.Lease) {
 			select {
-			case leased <- l:
+			case s.leased <- l:
 			default: // renewed
 			}
 		})
-		lost <- err
 		if ctx.Err() == nil {
-			d.log.Warn("lease lost", "interface", s.tap.Name, "error", err)
+			log.Warn("lease lost", "interface", tap.Name, "error", err)
 		}
+		s.kept <- err
 	}()
+	return s, nil
+}
+
+// caller is its guest, at a door.
+func (s *space) caller(peer string) *caller {
+	return &caller{peer, func() (link.Link, error) { return s.tap, nil }, s.close}
+}
+
+// close takes the interface away. It may be called again.
+func (s *space) close() {
+	s.end()
+	s.tap.Close()
+}
+
+// configured waits for the first lease and, if the network has it, for IPv6. end closes if the network ends before.
+func (s *space) configured(end <-chan struct{}) (l netns.Lease, err error) {
+	if s.kept == nil {
+		return l, nil
+	}
 	select {
-	case l = <-leased:
-		s.tap.Await6(ctx)
+	case l = <-s.leased:
+		s.tap.Await6(context.Background())
 		return l, nil
 	case <-time.After(leaseTime):
 		return l, fmt.Errorf("%s got no lease of our own network within %v", s.tap.Name, leaseTime)
-	case err := <-lost:
-		lost <- err
+	case err := <-s.kept:
 		return l, hinted(fmt.Errorf("%s got no lease: %w", s.tap.Name, err))
-	}
-}
-
-// close unplugs it, and ends a command that was never let go.
-func (s *space) close() {
-	if s.held != nil {
-		s.held.Close()
-	}
-	if s.end != nil {
-		s.end()
-		<-s.over
-	}
-	if s.tap != nil {
-		s.tap.Close()
+	case <-end:
+		return l, fmt.Errorf("%s is gone", s.tap.Name)
 	}
 }
 
@@ -126,28 +121,42 @@ func startFailed(err error) error {
 	return cannotExec{err}
 }
 
-// wireSpace makes run's way for a namespace.
-func wireSpace(f spaceFlags, mac, program string, resolvDir func() string) *way {
-	s := &space{}
+// wireSpace makes run's way for a namespace. dir is a private folder, once there is one.
+func wireSpace(f spaceFlags, mac, program string, dir func() string) *way {
+	var held *netns.Held
+	var s *space
+	over := make(chan struct{})
+	wires, end := context.WithCancel(context.Background())
 	return &way{
-		prepare: func(cmd *exec.Cmd) error { return s.prepare(cmd, f) },
-		failed:  startFailed,
+		prepare: func(cmd *exec.Cmd) (err error) {
+			held, err = netns.Hold(cmd, netns.Options{MapRoot: f.mapRoot})
+			return err
+		},
+		failed: startFailed,
 		started: func(d *daemon, pid int) error {
 			hw, err := net.ParseMAC(mac)
 			if err != nil {
 				return err
 			}
-			resolv := filepath.Join(resolvDir(), "resolv.conf")
+			resolv := filepath.Join(dir(), "resolv.conf")
 			if err := os.WriteFile(resolv, resolvConf(d.net.Config()), 0o644); err != nil {
 				return err
 			}
 			defer os.Remove(resolv) // what is mounted stays
 			base := filepath.Base(program)
-			cfg := netns.Config{PID: pid, Name: f.ifname, MAC: hw, Ping: true, Resolv: resolv}
-			if _, err := s.attach(d, cfg, fmt.Sprintf("netns %s pid %d", base, pid), hostName(base), true); err != nil {
+			s, err = attachSpace(netns.Config{PID: pid, Name: f.ifname, MAC: hw, Ping: true, Resolv: resolv}, hostName(base), true, d.log)
+			if err != nil {
 				return err
 			}
-			err = s.held.Go()
+			door := &door{framing: &netnsFraming, addr: "pid:" + strconv.Itoa(pid), log: d.log}
+			go func() {
+				defer close(over)
+				door.plug(wires, d.net, s.caller(" "+base))
+			}()
+			if _, err := s.configured(over); err != nil {
+				return err
+			}
+			err = held.Go()
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
 				return fmt.Errorf("%w: %w", err, exec.ErrNotFound) // an interpreter that is not there
@@ -156,8 +165,78 @@ func wireSpace(f spaceFlags, mac, program string, resolvDir func() string) *way 
 			}
 			return nil
 		},
-		close: s.close,
+		close: func() {
+			end()
+			if held != nil {
+				held.Close()
+			}
+			if s != nil {
+				<-over
+			}
+		},
 	}
+}
+
+// netnsFraming is that of a TAP, which has none: frames come one a read.
+var netnsFraming = framing{
+	name:  "netns",
+	usage: "attach a network namespace, by an interface made there, at `ADDRESS`",
+	forms: []form{
+		{"pid", "pid:PID", func(d *door, a address) error {
+			n, err := strconv.ParseInt(a.rest, 10, 32)
+			if err != nil || n <= 0 {
+				return usagef("%q is no process: want pid:1234", a.rest)
+			}
+			return openSpace(d, a, netns.Config{PID: int(n)})
+		}},
+		{"path", "path:PATH", func(d *door, a address) error {
+			return openSpace(d, a, netns.Config{Path: a.rest, UserPath: a.options["userns"]})
+		}},
+	},
+	options: []string{"ifname", "mac", "host", "userns", "configure"},
+}
+
+// open opens a door by itself, as the flag does.
+func (f *framing) open(d *door, a address) error {
+	o, _ := f.form(a.kind)
+	return o.open(d, a)
+}
+
+// openSpace attaches a namespace as a door's only guest.
+func openSpace(d *door, a address, cfg netns.Config) error {
+	cfg.Name = a.options["ifname"]
+	if m := a.options["mac"]; m != "" {
+		hw, err := net.ParseMAC(m)
+		if err != nil || len(hw) != 6 || hw[0]&1 != 0 {
+			return usagef("mac=%s: want six bytes of a single station, as 52:54:00:12:34:56", m)
+		}
+		cfg.MAC = hw
+	}
+	configure := true
+	switch v := a.options["configure"]; v {
+	case "", "yes":
+	case "no":
+		configure = false
+	default:
+		return usagef("configure=%s: want yes or no", v)
+	}
+	s, err := attachSpace(cfg, a.options["host"], configure, d.log)
+	if err != nil {
+		return err
+	}
+	d.addr = a.kind + ":" + a.rest
+	g := s.caller(" " + s.tap.Name)
+	if cfg.PID != 0 { // the TAP would keep the namespace alive
+		ctx, cancel := context.WithCancel(context.Background())
+		go func() {
+			if netns.Wait(ctx, cfg.PID) == nil {
+				s.tap.Remove()
+			}
+		}()
+		g.close = func() { cancel(); s.close() }
+	}
+	d.only, d.space = g, s
+	return nil
 }
 
 // resolvConf is /etc/resolv.conf for a network's guest.

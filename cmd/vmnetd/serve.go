@@ -43,6 +43,8 @@ unix:$XDG_RUNTIME_DIR/vmnetd/qemu.sock, and the lines for QEMU are printed.
   --hyperkit         HyperKit, and gvforwarder by POST /connect (url unix:///PATH/connect, vsock://2:PORT/connect) or by
                      its stdio:
   --vde              vde_plug, as in: dpipe vde_plug SWITCH = vmnetd serve --vde stdio
+  --netns            Linux network namespaces: an interface is made there, pid:PID or path:PATH, with the options ifname,
+                     mac, host (the name that it leases under), userns (of a path) and configure=no
 
   unix:PATH          a socket file of mode 0600; one that is left over is replaced. On most hosts this is also how the
                      guests' vsock comes out: of Firecracker, vfkit and krunkit
