@@ -94,7 +94,8 @@ func vdeDoor(_ transport, t *testing.T, l *lab, args ...string) (*daemon, attach
 	t.Helper()
 	needTools(t, "vde_switch", "vde_plug")
 	dir := l.path("switch")
-	l.beside(t, nil, nil, "vde_switch", "-sock", dir, "-nostdin")
+	console, _ := pipe(t) // it ends with its standard input
+	l.beside(t, console, nil, "vde_switch", "-sock", dir)
 	wait(t, "vde_switch", func() error {
 		_, err := os.Stat(dir + "/ctl")
 		return err
