@@ -46,7 +46,7 @@ func (p *port) finishAlone(kind uint16, ip []byte, s link.Span) bool {
 		p.drop(flows.ReasonUnsupported)
 		return false
 	}
-	return p.sum(s)
+	return p.sum(kind, ip, s)
 }
 
 // finish makes a frame whole that goes to dst, or sends it on itself, in pieces. It reports whether it is to be carried
@@ -63,7 +63,7 @@ func (p *port) finish(kind uint16, ip []byte, s link.Span, dst mac) bool {
 	told := p.gives&link.Told != 0
 	body := s.From(ethLen)
 	if told && o.Kind == 0 {
-		return p.sum(s)
+		return p.sum(kind, ip, s)
 	}
 	hl, th, total, ok := segmentOf(kind, ip, body)
 	v6 := kind == etherIPv6
@@ -207,13 +207,13 @@ func (f *finisher) send(to *port) {
 }
 
 // sum does what a partial checksum still needs, where the frame lies.
-func (p *port) sum(s link.Span) bool {
+func (p *port) sum(kind uint16, ip []byte, s link.Span) bool {
 	o := p.offload
 	if o.Flags&link.OffloadSum == 0 {
 		return true
 	}
 	at := int(o.SumStart) + int(o.SumAt)
-	if int(o.SumStart) < ethLen || at+2 > s.Len() {
+	if !mayPutSum(kind, ip, int(o.SumStart)-ethLen, at-ethLen) || at+2 > s.Len() {
 		p.drop(flows.ReasonMalformed)
 		return false
 	}
@@ -221,6 +221,29 @@ func (p *port) sum(s link.Span) bool {
 	p.batch.Pieces(s.From(int(o.SumStart)), func(_ *link.Chunk, _ int, part []byte) { c.Add(part) })
 	p.put(s.From(at), ^c.Sum())
 	return true
+}
+
+// mayPutSum says whether a checksum from start to the packet's end belongs at at: where TCP's or UDP's is, or within a
+// datagram that is a tunnel's. A guest could else have us write over what it was judged by: its address, or the one that
+// its ARP or its neighbour advertisement speaks of.
+func mayPutSum(kind uint16, ip []byte, start, at int) bool {
+	hl, proto := 0, byte(0)
+	switch {
+	case kind == etherIPv4 && len(ip) >= header.IPv4MinimumSize && binary.BigEndian.Uint16(ip[6:])&0x1fff == 0:
+		hl, proto = int(ip[0]&15)*4, ip[9]
+	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize:
+		hl, proto = header.IPv6MinimumSize, ip[6]
+	}
+	if hl < header.IPv4MinimumSize || start < hl {
+		return false
+	}
+	switch tcpip.TransportProtocolNumber(proto) {
+	case header.TCPProtocolNumber:
+		return at == hl+16
+	case header.UDPProtocolNumber:
+		return at == hl+6 || at >= hl+header.UDPMinimumSize
+	}
+	return false
 }
 
 // sumUntold writes the checksum of a TCP or UDP packet anew: it may be partial, and nothing tells.

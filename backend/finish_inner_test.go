@@ -25,7 +25,7 @@ func finished(t testing.TB, f link.Frame) (out []link.Frame) {
 	}
 	if f.Offload.Kind == 0 {
 		p := &port{batch: &b, offload: f.Offload}
-		if !p.sum(s) {
+		if !p.sum(binary.BigEndian.Uint16(raw[12:]), raw[ethLen:min(len(raw), headLen)], s) {
 			t.Fatal("no sum")
 		}
 		return []link.Frame{link.NewFrame(b.AppendTo(nil, s))}
@@ -138,4 +138,48 @@ func FuzzFinish(f *testing.F) {
 		}
 		to.queue.done(items)
 	})
+}
+
+// A partial checksum is no way to write over what a frame was judged by.
+func TestSumStaysInItsPlace(t *testing.T) {
+	v4 := func(proto byte, first byte, fragment uint16) []byte {
+		ip := make([]byte, 60)
+		ip[0], ip[9] = first, proto
+		binary.BigEndian.PutUint16(ip[6:], fragment)
+		return ip
+	}
+	v6 := func(proto byte) []byte {
+		ip := make([]byte, 60)
+		ip[0], ip[6] = 0x60, proto
+		return ip
+	}
+	for _, tt := range []struct {
+		name      string
+		kind      uint16
+		ip        []byte
+		start, at int
+		may       bool
+	}{
+		{"TCP", etherIPv4, v4(6, 0x45, 0), 20, 36, true},
+		{"TCP behind options", etherIPv4, v4(6, 0x47, 0), 28, 44, true},
+		{"TCP in IPv6", etherIPv6, v6(6), 40, 56, true},
+		{"UDP", etherIPv4, v4(17, 0x45, 0), 20, 26, true},
+		{"UDP in IPv6", etherIPv6, v6(17), 40, 46, true},
+		{"a tunnel's", etherIPv4, v4(17, 0x45, 0), 70, 86, true},
+		{"the source address", etherIPv4, v4(6, 0x45, 0), 0, 12, false},
+		{"the source address, from TCP's start", etherIPv4, v4(6, 0x45, 0), 20, 12, false},
+		{"the source address of IPv6", etherIPv6, v6(6), 0, 22, false},
+		{"a port", etherIPv4, v4(17, 0x45, 0), 20, 20, false},
+		{"behind no options", etherIPv4, v4(6, 0x47, 0), 20, 36, false},
+		{"a header too short", etherIPv4, v4(6, 0x41, 0), 20, 36, false},
+		{"a later fragment", etherIPv4, v4(17, 0x45, 100), 20, 26, false},
+		{"a neighbour's address", etherIPv6, v6(58), 40, 56, false},
+		{"ICMP", etherIPv4, v4(1, 0x45, 0), 20, 22, false},
+		{"ARP", 0x0806, make([]byte, 46), 0, 14, false},
+		{"a short packet", etherIPv4, make([]byte, 10), 20, 36, false},
+	} {
+		if got := mayPutSum(tt.kind, tt.ip, tt.start, tt.at); got != tt.may {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
 }
