@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,13 +57,18 @@ func (d *daemon) gateway(t *testing.T) gateway {
 	return gateway{n.Gateway4, n.Gateway6, n.DNS4, n.DNS6}
 }
 
-// transport is a row of the matrix: how a guest is made and how it is attached.
+// transport is a row of the matrix: how a guest is made and how it is attached. Rows stand in files of their own; none of
+// them is known to a scenario.
 type transport struct {
 	name string
-	qemu bool   // QEMU, else a kernel in a namespace
-	wire string // unix, tcp, fd
-	// door, if not nil, starts a daemon with a door of its own kind, in place of wire's.
+	// needs skips the test where something is missing that need does not ask for. It may be nil.
+	needs func(*testing.T)
+	// door starts a daemon that takes the row's guests.
 	door func(r transport, t *testing.T, l *lab, args ...string) (*daemon, attach)
+	// starts starts a guest, which asks for its lease by itself.
+	starts func(t *testing.T, l *lab, at attach, name string, mac net.HardwareAddr) Guest
+	single bool // the door takes one guest and no other
+	boots  bool // the guest has a kernel of its own, which takes seconds and tests its IPv6 addresses for duplicates
 
 	// What the row's guests can carry in the time that a test has: emulated ones are a hundred times slower.
 	bytes    int64
@@ -70,52 +76,59 @@ type transport struct {
 	mtu      string // that its guests are told; "" for the largest
 }
 
-var transports = []transport{
-	{name: "qemu-unix", qemu: true, wire: "unix", bytes: 10_000_000, parallel: 20},
-	{name: "qemu-tcp", qemu: true, wire: "tcp", bytes: 1_000_000, parallel: 5},
-	{name: "qemu-fd", qemu: true, wire: "fd", bytes: 1_000_000, parallel: 5},
-	{name: "kernel-unix", wire: "unix", bytes: 100_000_000, parallel: 200},
-	{name: "kernel-tcp", wire: "tcp", bytes: 100_000_000, parallel: 200},
-	{name: "kernel-fd", wire: "fd", bytes: 10_000_000, parallel: 200},
-	{name: "kernel-connect", wire: "unix", door: connectDoor, mtu: "1500", bytes: 10_000_000, parallel: 50},
-	{name: "kernel-vpnkit", wire: "unix", door: vpnkitDoor, mtu: "1500", bytes: 10_000_000, parallel: 50},
-	{name: "kernel-stdio", wire: "fd", door: stdioDoor, mtu: "1500", bytes: 10_000_000, parallel: 50},
-	{name: "qemu-vde", qemu: true, wire: "fd", door: vdeDoor, mtu: "1500", bytes: 1_000_000, parallel: 5},
-	{name: "qemu-dial", qemu: true, wire: "fd", door: dialDoor, bytes: 1_000_000, parallel: 5},
-}
+// transports is the matrix's rows.
+var transports = slices.Concat(qemuRows, streamRows)
 
 var (
-	kernelUnix = transports[3]
-	qemuUnix   = transports[0]
+	qemuUnix   = transport{name: "qemu-unix", needs: vmNeed, starts: inQEMU, boots: true, door: unixDoor, bytes: 10_000_000, parallel: 20}
+	kernelUnix = transport{name: "kernel-unix", starts: inNamespace, door: unixDoor, bytes: 100_000_000, parallel: 200}
+	kernelTCP  = transport{name: "kernel-tcp", starts: inNamespace, door: tcpDoor, bytes: 100_000_000, parallel: 200}
 )
+
+// qemuRows are QEMU's own framing at its plainest doors.
+var qemuRows = []transport{
+	qemuUnix,
+	{name: "qemu-tcp", needs: vmNeed, starts: inQEMU, boots: true, door: tcpDoor, bytes: 1_000_000, parallel: 5},
+	{name: "qemu-fd", needs: vmNeed, starts: inQEMU, boots: true, single: true, door: fdDoor, bytes: 1_000_000, parallel: 5},
+	kernelUnix,
+	kernelTCP,
+	{name: "kernel-fd", starts: inNamespace, single: true, door: fdDoor, bytes: 10_000_000, parallel: 200},
+}
+
+func vmNeed(t *testing.T) { vm.Need(t) }
 
 func (r transport) need(t *testing.T) {
 	t.Helper()
-	if r.qemu {
-		needQEMU(t)
-	} else {
-		need(t)
+	need(t)
+	if r.needs != nil {
+		r.needs(t)
 	}
 }
 
-// plan is a daemon for the row, and how a guest is plugged in.
+// serve is a daemon for the row, and where a guest is plugged in.
 func (r transport) serve(t *testing.T, l *lab, args ...string) (*daemon, attach) {
 	t.Helper()
-	if r.door != nil {
-		return r.door(r, t, l, args...)
-	}
-	switch r.wire {
-	case "tcp":
-		d := l.serveAt(t, "", "control.sock", nil, append(args, "--qemu", "tcp:0")...)
-		return d, attach{tcp: d.tcp}
-	case "fd":
-		ours, theirs := socketPair(t)
-		d := l.serveAt(t, "", "control.sock", []*os.File{theirs}, append(args, "--qemu", "fd:3")...)
-		theirs.Close()
-		return d, attach{file: ours}
-	}
+	return r.door(r, t, l, args...)
+}
+
+func unixDoor(_ transport, t *testing.T, l *lab, args ...string) (*daemon, attach) {
+	t.Helper()
 	d := l.serve(t, args...)
 	return d, attach{unix: d.unix}
+}
+
+func tcpDoor(_ transport, t *testing.T, l *lab, args ...string) (*daemon, attach) {
+	t.Helper()
+	d := l.serveAt(t, "", "control.sock", nil, append(args, "--qemu", "tcp:0")...)
+	return d, attach{tcp: d.tcp}
+}
+
+func fdDoor(_ transport, t *testing.T, l *lab, args ...string) (*daemon, attach) {
+	t.Helper()
+	ours, theirs := socketPair(t)
+	d := l.serveAt(t, "", "control.sock", []*os.File{theirs}, append(args, "--qemu", "fd:3")...)
+	theirs.Close()
+	return d, attach{file: ours}
 }
 
 // attach is where a guest plugs in: one of these.
@@ -124,9 +137,10 @@ type attach struct {
 	tcp  string
 	file *os.File
 	// Of doors of other kinds:
-	dial    func() (net.Conn, error) // how a guest in a namespace comes by its stream
-	framing stream.Framing           // how frames stand on it; the zero one is QEMU's
-	nd      *vm.Netdev               // what QEMU is given
+	dial    func() (net.Conn, error)                // how a guest in a namespace comes by its stream
+	framing stream.Framing                          // how frames stand on it; the zero one is QEMU's
+	nd      *vm.Netdev                              // what QEMU is given
+	tie     func(*testing.T, *os.File) (cut func()) // what a guest's TAP in a namespace is tied to, where that is no stream
 }
 
 func socketPair(t *testing.T) (a, b *os.File) {
@@ -152,15 +166,24 @@ func (r transport) boot(t *testing.T, d *daemon, at attach, name string) *guest 
 func (r transport) launch(t *testing.T, d *daemon, at attach, name string) *guest {
 	t.Helper()
 	g := &guest{name: name, mac: vm.MAC(name, 0), row: r, d: d}
-	if !r.qemu {
-		k := startKernelGuest(t, name, g.mac)
-		g.Guest = k
-		k.plug(t, d.lab, at)
-		g.run(t, "%s", dhcpUp(name))
-		return g
-	}
-	g.Guest = startQEMU(t, d.lab, vm.Config{Name: name, NICs: []vm.NIC{{Netdev: at.netdev(t), MAC: g.mac}}})
+	g.Guest = r.starts(t, d.lab, at, name, g.mac)
 	return g
+}
+
+// inNamespace starts a guest that is a kernel's network stack in a namespace.
+func inNamespace(t *testing.T, l *lab, at attach, name string, mac net.HardwareAddr) Guest {
+	t.Helper()
+	k := startKernelGuest(t, name, mac)
+	k.plug(t, l, at)
+	g := &guest{Guest: k, name: name}
+	g.run(t, "%s", dhcpUp(name))
+	return k
+}
+
+// inQEMU starts a guest in a QEMU.
+func inQEMU(t *testing.T, l *lab, at attach, name string, mac net.HardwareAddr) Guest {
+	t.Helper()
+	return startQEMU(t, l, vm.Config{Name: name, NICs: []vm.NIC{{Netdev: at.netdev(t), MAC: mac}}})
 }
 
 func (a attach) netdev(t *testing.T) vm.Netdev {
@@ -236,7 +259,7 @@ func (g *guest) configured(t *testing.T) {
 		}
 		return nil
 	})
-	if !g.row.qemu {
+	if !g.row.boots {
 		// Its duplicate address detection, which is off, would have told the network.
 		g.run(t, "ping -c 1 -W 5 %s", g.d.status(t).Networks[0].Gateway6)
 	}
@@ -370,7 +393,8 @@ type kernelGuest struct {
 	client *channel.Client
 	tap    *os.File
 	gone   chan struct{}
-	br     *bridge
+	br     *bridge // if its wire is a stream
+	cut    func()  // ends the wire
 }
 
 // kernelGuestEnv makes the test's own binary the first process of a kernelGuest: "name mac root".
@@ -418,8 +442,8 @@ func startKernelGuest(t *testing.T, name string, mac net.HardwareAddr) *kernelGu
 		k.client.Close()
 		k.cmd.Process.Kill()
 		<-k.gone
-		if k.br != nil {
-			k.br.close()
+		if k.cut != nil {
+			k.cut()
 		} else if k.tap != nil {
 			k.tap.Close()
 		}
@@ -519,8 +543,8 @@ func (k *kernelGuest) Start(ctx context.Context, command string) (*channel.Proc,
 
 // Kill ends the guest and its wire.
 func (k *kernelGuest) Kill() error {
-	if k.br != nil {
-		k.br.close() // first: its kernel would end its programs' connections in good order
+	if k.cut != nil {
+		k.cut() // first: its kernel would end its programs' connections in good order
 	}
 	err := k.cmd.Process.Kill()
 	<-k.gone
@@ -530,6 +554,10 @@ func (k *kernelGuest) Kill() error {
 // plug attaches the guest's wire. At a path or a port it comes back when it breaks.
 func (k *kernelGuest) plug(t *testing.T, l *lab, at attach) {
 	t.Helper()
+	if at.tie != nil {
+		k.cut = at.tie(t, k.tap)
+		return
+	}
 	dial := func() (net.Conn, error) {
 		if at.tcp != "" {
 			return l.host.dial("tcp", at.tcp)
@@ -566,6 +594,7 @@ func (k *kernelGuest) plug(t *testing.T, l *lab, at attach) {
 		greeted = nil
 	}
 	k.br = newBridge(k.tap, c, greeted, at.framing)
+	k.cut = k.br.close
 }
 
 // bridge carries frames between a TAP and a stream, and dials again when the stream breaks, as QEMU's reconnect-ms does.

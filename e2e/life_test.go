@@ -136,14 +136,14 @@ func TestTwoGuests(t *testing.T) {
 
 // TestReconnect: a guest whose wire breaks comes back to its addresses, and to a forward that waits for it.
 func TestReconnect(t *testing.T) {
-	for _, row := range []transport{qemuUnix, kernelUnix, transports[4]} {
+	for _, row := range []transport{qemuUnix, kernelUnix, kernelTCP} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			row.need(t)
 			l := newLab(t)
 			d, at := row.serve(t, l, "-p", "127.0.0.1:7777:alpha:7777")
 			var g *guest
-			if row.qemu {
+			if row.boots {
 				_, v, err := vm.QEMU(t.Context())
 				if err != nil {
 					t.Fatal(err)

@@ -48,9 +48,9 @@ func TestMatrix(t *testing.T) {
 			l := newLab(t)
 			d, at := row.serve(t, l)
 			b := &bench{lab: l, daemon: d, gateway: d.gateway(t)}
-			if row.wire != "fd" {
+			if !row.single {
 				b.other = row.launch(t, d, at, "bravo")
-				if !row.qemu { // who comes first has the first address
+				if !row.boots { // who comes first has the first address
 					b.other.configured(t)
 				}
 			}
