@@ -13,6 +13,7 @@
 //	guest dns [flags] NAME [TYPE]        one DNS query of any type
 //	guest dhcp6 [flags] IFACE            a DHCPv6 exchange
 //	guest ra [flags] IFACE               a router solicitation and what came back
+//	guest tap [flags] ADDRESS            frames between a TAP and a stream, as gvforwarder
 //
 // Every command has -h. The exit status is 1 when the thing itself could not be tried; how a
 // conversation ended is not a failure but the answer.
@@ -40,6 +41,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"dns":      query,
 	"dhcp6":    dhcp6,
 	"ra":       solicitRouter,
+	"tap":      tap,
 }
 
 func main() {
