@@ -116,6 +116,7 @@ func splitCommas(s string) []string {
 type door struct {
 	framing *framing
 	addr    string   // as it came out: "unix:/run/…", "tcp:127.0.0.1:7001", "fd:3"
+	network string   // the name of its guests' network, or nothing for the first
 	in      accepter // nil if only is all there is
 	only    *caller  // the one guest that can come
 	space   *space   // it, if it is a network namespace
@@ -187,6 +188,8 @@ func openDoor(f *framing, addr string, log *slog.Logger) (*door, error) {
 	if err != nil {
 		return nil, usagef("--%s %s: %w", f.name, addr, err)
 	}
+	network := a.options["network"] // every framing has it
+	delete(a.options, "network")
 	o, ok := f.form(a.kind)
 	if !ok {
 		return nil, usagef("--%s %s: want %s", f.name, addr, f.places())
@@ -196,7 +199,7 @@ func openDoor(f *framing, addr string, log *slog.Logger) (*door, error) {
 			return nil, usagef("--%s %s: no option %s=; a comma in a path is written twice", f.name, addr, name)
 		}
 	}
-	d := &door{framing: f, addr: addr, log: log, remove: func() {}}
+	d := &door{framing: f, addr: addr, network: network, log: log, remove: func() {}}
 	if err := o.open(d, a); err != nil {
 		return nil, fmt.Errorf("--%s %s: %w", f.name, addr, err)
 	}

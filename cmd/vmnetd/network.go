@@ -101,6 +101,11 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule
 		c.Static[mac] = append(c.Static[mac], addrs...)
 	}
 	n.mtu.set(&c)
+	if c.Name != "" {
+		if err := checkName(c.Name); err != nil {
+			return fail(fmt.Errorf("--name: %w", err))
+		}
+	}
 	var rules []portforward.Rule
 	for _, s := range n.forwards {
 		r, err := portforward.ParseRule(s)

@@ -40,8 +40,8 @@ unix:$XDG_RUNTIME_DIR/vmnetd/qemu.sock, and the lines for QEMU are printed.
 
   --qemu             QEMU's -netdev stream or socket, passt's clients, libkrun's unixstream; a guest that begins with
                      HyperKit's or gvforwarder's handshake is taken as one of --hyperkit
-  --hyperkit         HyperKit, and gvforwarder by POST /connect (url unix:///PATH/connect, vsock://2:PORT/connect) or by
-                     its stdio:
+  --hyperkit         HyperKit, and gvforwarder with -url unix:///PATH, vsock://2:PORT/connect, or stdio: and a script that
+                     is "exec vmnetd serve --hyperkit stdio"
   --vde              vde_plug, as in: dpipe vde_plug SWITCH = vmnetd serve --vde stdio
   --netns            Linux network namespaces: an interface is made there, pid:PID or path:PATH, with the options ifname,
                      mac, host (the name that it leases under), userns (of a path) and configure=no
@@ -56,7 +56,10 @@ unix:$XDG_RUNTIME_DIR/vmnetd/qemu.sock, and the lines for QEMU are printed.
   dial:unix:PATH     the other way round: a VMM that listens, as QEMU does with server=on, is dialled and dialled again
   dial:tcp:HOST:PORT, dial:vsock:CID:PORT
 
-A comma in an address is written twice; behind a single one stand options, NAME=VALUE.
+A comma in an address is written twice; behind a single one stand options, NAME=VALUE. All have network=NAME, for a
+network that --network makes: several networks in one daemon know nothing of one another, and may have the same prefix.
+
+  vmnetd serve --qemu unix:/tmp/a.sock --network lab,net=10.7.0.0/24,isolate,forward=2222:22 --qemu unix:/tmp/b.sock,network=lab
 
 With --mtu auto each guest finds its own: DHCP offers 65520 in a frame of that length, which cards such as virtio's take
 and hear, and 1500 in a short one. A guest whose system does not ask DHCP for an MTU goes by its card's host_mtu.
@@ -69,13 +72,25 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 	}
 	n.add(c.Flags(), slog.LevelInfo)
 	addrs := addDoorFlags(c.Flags().StringArray)
+	more := c.Flags().StringArray("network", nil, networkUsage)
 	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, rules, err := n.config(os.Stderr)
 		if err != nil {
 			return err
 		}
-		d := &daemon{log: cfg.Logger, profile: n.profile}
+		plans, err := others(*more, c.Flags(), cfg, os.Stderr)
+		if err != nil {
+			return err
+		}
+		d := &daemon{log: cfg.Logger, profile: n.profile, more: plans}
+		for i, f := range framings {
+			for _, a := range *addrs[i] {
+				if err := checkNetwork(a, append([]plan{{cfg: cfg, rules: rules}}, plans...)); err != nil {
+					return usagef("--%s %s: %w", f.name, a, err)
+				}
+			}
+		}
 		defer d.stop(0)
 		// Descriptors first: what we open ourselves must not be taken for one that we were handed. Then the control
 		// socket: to find another daemon there disturbs nobody, at a door it would be a guest that comes and goes.
@@ -140,18 +155,21 @@ func notify(ch chan<- os.Signal, sigs []os.Signal) {
 	}
 }
 
-// daemon is a network with its doors and its control socket.
+// daemon is a network, or several, with doors and a control socket.
 type daemon struct {
 	log     *slog.Logger
 	profile bool // --pprof
 	doors   []*door
-	net     *backend.Network
-	dirs    []string // folders of ours, outermost first: they go if they are empty by then
+	more    []plan             // of the networks beside the first
+	plans   []plan             // of all, once they are made
+	net     *backend.Network   // the first
+	nets    []*backend.Network // all
+	dirs    []string           // folders of ours, outermost first: they go if they are empty by then
 
 	controlAt     *net.UnixListener
 	control       string // its path
 	removeControl func()
-	bound         []portforward.Rule
+	bound         []portforward.Rule // the first network's
 
 	failed chan error    // what went wrong while running
 	idle   chan struct{} // closed when no guest is here or can come
@@ -193,28 +211,46 @@ func (d *daemon) listen(path string) error {
 
 // start makes the network and lets guests in. After an error the daemon needs its stop all the same.
 func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error) {
-	for _, door := range d.doors {
-		if ap, ok := door.closedTo(); ok {
-			cfg.Doors = append(cfg.Doors, ap)
+	plans := append([]plan{{cfg: cfg, rules: rules}}, d.more...)
+	d.plans = plans
+	for i := range plans {
+		c := &plans[i].cfg
+		for _, door := range d.doors {
+			if ap, ok := door.closedTo(); ok {
+				c.Doors = append(c.Doors, ap)
+			}
+			if door.network == nameOf(*c) || door.network == "" && i == 0 {
+				door.mtu, door.told = c.LargeMTU, c.MTU
+				if c.LargeNICs {
+					door.told = c.LargeMTU
+				}
+			}
 		}
-		door.mtu, door.told = cfg.LargeMTU, cfg.MTU
-		if cfg.LargeNICs {
-			door.told = cfg.LargeMTU
+		if c.Limits.Total > 0 { // one process's descriptors are all networks'
+			c.Limits.Total = max(1, c.Limits.Total/len(plans))
 		}
-	}
-	if d.net, err = backend.New(cfg); err != nil {
-		var file *fs.PathError
-		if errors.As(err, &file) { // the state folder's
+		n, err := backend.New(*c)
+		if err != nil {
+			var file *fs.PathError
+			if errors.As(err, &file) { // the state folder's
+				return err
+			}
+			return usageError{err} // what else a Config can be wrong in came from flags
+		}
+		d.nets = append(d.nets, n)
+		d.net = d.nets[0]
+		if plans[i].bound, err = n.Forwards().AddAll(context.Background(), plans[i].rules); err != nil {
 			return err
 		}
-		return usageError{err} // what else a Config can be wrong in came from flags
 	}
-	if d.bound, err = d.net.Forwards().AddAll(context.Background(), rules); err != nil {
-		return err
-	}
-	srv := &control.Server{Networks: []*backend.Network{d.net}, Version: versionString(), Logger: cfg.Logger, Profile: d.profile}
+	d.bound = plans[0].bound
+	srv := &control.Server{Networks: d.nets, Version: versionString(), Logger: cfg.Logger, Profile: d.profile}
 	for _, door := range d.doors {
-		srv.Listen = append(srv.Listen, door.String())
+		at := door.String()
+		if door.network != "" {
+			at += " for network " + door.network
+		}
+		srv.Listen = append(srv.Listen, at)
 		if door.note != "" {
 			d.log.Warn(door.note, "door", door.String())
 		}
@@ -234,7 +270,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 	for _, door := range d.doors {
 		door.places = places
 		d.running.Go(func() {
-			if err := door.serve(doors, wires, d.net); err != nil {
+			if err := door.serve(doors, wires, d.network(door.network)); err != nil {
 				d.failed <- err
 			}
 		})
@@ -260,14 +296,18 @@ func (d *daemon) stop(patience time.Duration) {
 		if d.endDoors != nil {
 			d.endDoors()
 		}
-		if d.net != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
-			if err := d.net.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-				d.log.Warn("network ended badly", "error", err)
-			}
-			cancel()
-			d.net.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		var ending sync.WaitGroup
+		for _, n := range d.nets {
+			ending.Go(func() {
+				if err := n.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+					d.log.Warn("network ended badly", "error", err)
+				}
+				n.Close()
+			})
 		}
+		ending.Wait()
+		cancel()
 		if d.endDoors != nil {
 			d.endWires()
 			d.running.Wait()
@@ -301,13 +341,21 @@ func (d *daemon) tell(c *cobra.Command) {
 	if slices.ContainsFunc(d.doors, func(door *door) bool { return door.stdio }) {
 		out = c.ErrOrStderr()
 	}
-	st := d.net.Status()
-	fmt.Fprintf(out, "network %s and %s, gateway %s and %s\n", st.Prefix4, st.Prefix6, st.Gateway4, st.Gateway6)
-	for _, r := range d.bound {
-		fmt.Fprintf(out, "forward %s\n", r)
+	for i, n := range d.nets {
+		st, name := n.Status(), ""
+		if len(d.nets) > 1 {
+			name = st.Name + " "
+		}
+		fmt.Fprintf(out, "network %s%s and %s, gateway %s and %s\n", name, st.Prefix4, st.Prefix6, st.Gateway4, st.Gateway6)
+		for _, r := range d.plans[i].bound {
+			fmt.Fprintf(out, "forward %s\n", r)
+		}
 	}
 	for _, door := range d.doors {
 		if door.in != nil {
+			if door.network != "" && len(d.nets) > 1 {
+				fmt.Fprintf(out, "network %s: ", door.network)
+			}
 			fmt.Fprint(out, door.framing.lines(door))
 		}
 	}
