@@ -55,7 +55,7 @@ func hyperkitLines(d *door) string {
 	var with string
 	switch kind {
 	case "unix":
-		with = fmt.Sprintf("  gvforwarder -url %s\n  hyperkit -s 2:0,virtio-vpnkit,path=%s\n", shellQuote("unix://"+addr+"/connect"), shellQuote(addr))
+		with = fmt.Sprintf("  gvforwarder -url %s\n  hyperkit -s 2:0,virtio-vpnkit,path=%s\n", shellQuote("unix://"+addr), shellQuote(addr))
 	case "vsock":
 		if i := strings.LastIndexByte(addr, ':'); i >= 0 {
 			with = fmt.Sprintf("in a guest of this machine:\n  gvforwarder -url vsock://2%s/connect\n", addr[i:])
