@@ -6,6 +6,7 @@ package backend
 import (
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vmnetd/vmnetd/flows"
 )
@@ -19,19 +20,36 @@ func (n *Network) admit(p *port, q flows.Query, end func(flows.Reason)) (*flows.
 	return f, v
 }
 
-// closedDoors keeps guests from sockets that are not theirs to reach whatever the policy says: where others plug in. A
-// guest that dialled there would be a second guest, past its own limits.
+// closedDoors keeps guests from what is not theirs to reach whatever the policy says: where others plug in, since a
+// guest that dialled there would be a second guest, past its own limits; and what is outside the network's routes. What
+// the program itself listens on is no socket of the host's: a policy that nobody chose has no say there.
 type closedDoors struct {
 	flows.Policy
-	n *Network
+	n         *Network
+	isDefault bool
 }
 
 // Judge implements flows.Policy.
 func (c closedDoors) Judge(q flows.Query) flows.Verdict {
-	if q.Dir == flows.Out && c.n.isDoor(c.n.translate(q.Dst)) {
-		return flows.Verdict{Reject: true, Reason: flows.ReasonDoor}
+	if q.Dir == flows.Out {
+		switch {
+		case c.n.inside.has(q.Proto, q.Dst):
+			if c.isDefault {
+				return flows.Verdict{Allow: true}
+			}
+		case c.n.isDoor(c.n.translate(q.Dst)):
+			return flows.Verdict{Reject: true, Reason: flows.ReasonDoor}
+		case !c.n.inRoutes(q.Dst.Addr()):
+			return flows.Verdict{Reject: true, Reason: flows.ReasonRoute}
+		}
 	}
 	return c.Policy.Judge(q)
+}
+
+// inRoutes says whether a guest may have to do with an address, as it knows it, at all.
+func (n *Network) inRoutes(a netip.Addr) bool {
+	r := n.cfg.Routes
+	return r == nil || slices.ContainsFunc(r, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 func (n *Network) isDoor(dst netip.AddrPort) bool {

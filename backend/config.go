@@ -68,6 +68,11 @@ type Config struct {
 	NoHostLoopback bool
 	// OpenLinkLocal are link-local prefixes that guests may reach after all.
 	OpenLinkLocal []netip.Prefix
+	// Routes, if not nil, are all that guests may have to do with, beside one another, the gateway's services and what
+	// the program listens on (Network.Listen): a network that serves as an exit says here whereto. An address is
+	// checked as the guest wrote it, so the host's loopback is reached only if the gateway's address is in Routes. What
+	// is outside is refused with ICMP's "prohibited" and counted as outside-routes.
+	Routes []netip.Prefix
 	// Policy judges conversations in place of the default policy that the fields above make.
 	Policy flows.Policy
 	// Doors are addresses of this host where guests plug in over TCP. No guest reaches them, whatever the policy says.
@@ -152,6 +157,11 @@ func (c Config) withDefaults() (Config, error) {
 		c.Domain = "internal"
 	}
 	var errs []error
+	for _, r := range c.Routes {
+		if !r.IsValid() || r.Addr().Is4In6() || r != r.Masked() {
+			errs = append(errs, fmt.Errorf("network %s: route %s: want a prefix without host bits, as %s", c.Name, r, r.Masked()))
+		}
+	}
 	seen := map[netip.Addr]string{}
 	for _, x := range []struct {
 		what string

@@ -5,16 +5,19 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/vmnetd/vmnetd/backend/egress"
+	"github.com/vmnetd/vmnetd/backend/sockets"
 	"github.com/vmnetd/vmnetd/dhcp"
 	"github.com/vmnetd/vmnetd/flows"
 	"github.com/vmnetd/vmnetd/portforward"
@@ -35,26 +38,60 @@ func (n *Network) DialGuest(ctx context.Context, proto, guest string, dst uint16
 	return n.dial(ctx, proto, netip.AddrPortFrom(a, dst), from, rule)
 }
 
-// DialContext opens a conversation from the gateway to a guest: network is tcp or udp (or with the family, tcp4),
-// address is HOST:PORT where HOST is a guest's address, the name of its lease, or its MAC in brackets.
+// DialContext opens a conversation with a guest, who sees it come from the gateway: network is tcp or udp, or with the
+// family, tcp4. address is HOST:PORT, where HOST is a guest's address, a name that the network's DNS has for one (web,
+// web.internal), or its MAC in brackets. The program stands where the host stands, so it reaches guests here and the
+// world by package net; what is to go where a guest goes, through policy and egress, is dialled by a guest in process
+// (package guest).
 func (n *Network) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	fail := func(err error) (net.Conn, error) {
+		var op *net.OpError
+		if !errors.As(err, &op) {
+			err = &net.OpError{Op: "dial", Net: network, Addr: namedAddr{network, address}, Err: err}
+		}
+		return nil, err
+	}
+	proto, family := network, ""
+	if len(network) == 4 {
+		proto, family = network[:3], network[3:]
+	}
+	if proto != "tcp" && proto != "udp" || family != "" && family != "4" && family != "6" {
+		return fail(net.UnknownNetworkError(network))
+	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+		return fail(err)
 	}
 	num, err := net.DefaultResolver.LookupPort(ctx, network, port)
 	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+		return fail(err)
 	}
-	proto := network
-	if len(proto) == 4 {
-		proto = proto[:3]
+	var want netip.Addr // any of the family wanted
+	switch family {
+	case "4":
+		want = n.cfg.Gateway4
+	case "6":
+		want = n.cfg.Gateway6
 	}
-	if proto != "tcp" && proto != "udp" {
-		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
+	a, err := n.guestAddr(host, want)
+	if err != nil {
+		return fail(err)
 	}
-	return n.DialGuest(ctx, proto, host, uint16(num), netip.AddrPort{}, "")
+	if want.IsValid() && a.Is4() != want.Is4() {
+		return fail(&net.AddrError{Err: "guest has no IPv" + family + " address", Addr: host})
+	}
+	c, err := n.dial(ctx, proto, netip.AddrPortFrom(a, uint16(num)), netip.AddrPort{}, "")
+	if err != nil {
+		return fail(err)
+	}
+	return c, nil
 }
+
+// namedAddr is an address that was not resolved.
+type namedAddr struct{ network, address string }
+
+func (a namedAddr) Network() string { return a.network }
+func (a namedAddr) String() string  { return a.address }
 
 func (n *Network) dial(ctx context.Context, proto string, dst, from netip.AddrPort, rule string) (net.Conn, error) {
 	p, err := n.find(ctx, dst.Addr())
@@ -136,6 +173,9 @@ func (n *Network) guestAddr(guest string, from netip.Addr) (netip.Addr, error) {
 			addrs = append(addrs, l.Addr)
 			addrs = append(addrs, n.seg.addrsOf(mac(l.MAC))...)
 		}
+		if len(addrs) == 0 {
+			addrs = n.recorded(guest)
+		}
 	}
 	var best netip.Addr
 	for _, a := range addrs {
@@ -153,6 +193,20 @@ func (n *Network) guestAddr(guest string, from netip.Addr) (netip.Addr, error) {
 		return best, fmt.Errorf("guest %s: %w", guest, portforward.ErrNoGuest)
 	}
 	return best, nil
+}
+
+// recorded is what the network's DNS has for a name, with its domain or without, of the guests' addresses.
+func (n *Network) recorded(name string) (addrs []netip.Addr) {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	for _, r := range n.dns.List() {
+		if own := strings.TrimSuffix(r.Name, "."); own != name && own != name+"."+n.cfg.Domain {
+			continue
+		}
+		if a, err := netip.ParseAddr(r.Data); err == nil && !n.isOurs(a) && (n.cfg.Prefix4.Contains(a) || n.cfg.Prefix6.Contains(a)) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
 }
 
 // present says whether a rule's guest is here.
@@ -219,6 +273,9 @@ type flowConn struct {
 	flow *flows.Flow
 	loop *loop // of the guest, or nil
 
+	closed        atomic.Bool // on this side
+	local, remote net.Addr    // gVisor's own are gone once it is closed
+
 	mu     sync.Mutex
 	cancel context.CancelFunc // of the dial, while it goes on
 	ended  bool               // by the table
@@ -228,6 +285,7 @@ type flowConn struct {
 func (c *flowConn) start(conn net.Conn, f *flows.Flow) {
 	c.mu.Lock()
 	c.Conn, c.flow, c.cancel = conn, f, nil
+	c.local, c.remote = conn.LocalAddr(), conn.RemoteAddr()
 	ended := c.ended
 	c.mu.Unlock()
 	if ended {
@@ -259,7 +317,25 @@ func (c *flowConn) Read(b []byte) (int, error) {
 	if err == io.EOF {
 		c.flow.SetState(flows.Closing)
 	}
-	return n, err
+	return n, c.named("read", err)
+}
+
+// LocalAddr implements net.Conn.
+func (c *flowConn) LocalAddr() net.Addr { return c.local }
+
+// RemoteAddr implements net.Conn.
+func (c *flowConn) RemoteAddr() net.Addr { return c.remote }
+
+// named makes an error one of package net's.
+func (c *flowConn) named(op string, err error) error {
+	if err == nil || err == io.EOF && !c.closed.Load() {
+		return err
+	}
+	var o *net.OpError
+	if !errors.As(err, &o) {
+		err = &net.OpError{Op: op, Net: c.remote.Network(), Source: c.local, Addr: c.remote, Err: err}
+	}
+	return sockets.Name(err, c.closed.Load())
 }
 
 func (c *flowConn) Write(b []byte) (int, error) {
@@ -268,7 +344,7 @@ func (c *flowConn) Write(b []byte) (int, error) {
 		c.flow.Down.Add(n)
 		c.flow.Touch()
 	}
-	return n, err
+	return n, c.named("write", err)
 }
 
 var (
@@ -320,19 +396,21 @@ func (c *flowConn) Receive(f func(p []byte, err error)) bool {
 func (c *flowConn) CloseWrite() error {
 	c.flow.SetState(flows.Closing)
 	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return h.CloseWrite()
+		return c.named("close", h.CloseWrite())
 	}
 	return nil
 }
 
 // Abort ends the conversation with a reset.
 func (c *flowConn) Abort() error {
+	c.closed.Store(true)
 	c.flow.End(flows.ReasonReset)
 	c.end()
 	return nil
 }
 
 func (c *flowConn) Close() error {
+	c.closed.Store(true)
 	c.flow.End(flows.ReasonClosed)
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -33,6 +33,7 @@ type Network struct {
 	dns      *dns.Server
 	forwards *portforward.Table
 	seg      segment
+	inside   inside
 
 	router6   atomic.Bool
 	nextGuest atomic.Uint64
@@ -68,7 +69,7 @@ func New(c Config) (*Network, error) {
 			NoHostLoopback: c.NoHostLoopback, OpenLinkLocal: c.OpenLinkLocal,
 		}
 	}
-	n.flows = flows.NewTable(c.Limits, closedDoors{policy, n})
+	n.flows = flows.NewTable(c.Limits, closedDoors{policy, n, c.Policy == nil})
 	if err := n.startServices(); err != nil {
 		return nil, err
 	}
@@ -106,6 +107,7 @@ func (n *Network) tend() {
 		for _, p := range n.seg.all() {
 			p.udp.sweep()
 		}
+		n.inside.sweep()
 		n.dhcp.Sweep()
 	}
 }
@@ -184,6 +186,7 @@ func (n *Network) Close() error {
 	n.closed = true
 	n.mu.Unlock()
 	n.forwards.Close()
+	n.inside.close()
 	n.flows.EndAll(flows.ReasonShutdown)
 	n.stop()
 	n.wg.Wait()

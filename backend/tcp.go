@@ -74,6 +74,9 @@ func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 	if dst.Port() == dnsPort && n.isDNS(dst.Addr()) {
 		return t.toDNS(id, pkt)
 	}
+	if l := n.inside.listener(dst); l != nil {
+		return t.toProgram(id, pkt, l)
+	}
 	q := flows.Query{Guest: p.id, Proto: flows.TCP, Src: src, Dst: dst}
 	if p.loop != nil {
 		f, v := p.loop.openStream(id, pkt, q)

@@ -130,6 +130,11 @@ func (u *udpSide) take(src, dst netip.AddrPort, h header.UDP, payload []byte) {
 		c.deliver(payload)
 		return
 	}
+	if s := n.inside.packet(dst); s != nil {
+		p.elsewhere++
+		s.fromGuest(p, src, dst, payload)
+		return
+	}
 	if dst.Port() == dnsPort && n.isDNS(dst.Addr()) {
 		if n.dns.HandleUDP(p.ctx, p.id, payload, func(answer []byte) { p.sendUDP(dst, src, answer) }) {
 			p.elsewhere++
@@ -334,7 +339,7 @@ func (m *mapping) received(b []byte, from netip.AddrPort, err error) bool {
 	if err != nil {
 		return false
 	}
-	if !from.Addr().IsLoopback() || !n.cfg.NoHostLoopback {
+	if (!from.Addr().IsLoopback() || !n.cfg.NoHostLoopback) && n.inRoutes(n.untranslate(from).Addr()) {
 		m.flow.Touch()
 		m.flow.Down.Add(len(b))
 		p.sendUDP(n.untranslate(from), m.src, b)

@@ -13,6 +13,7 @@ const (
 	ReasonPolicy       // a policy's rule says no
 	ReasonHostLoopback // the host address, and --no-host-loopback is set
 	ReasonDoor         // where guests plug in: a guest may not be two
+	ReasonRoute        // outside the network's routes
 	ReasonLinkLocal    // 169.254.0.0/16 or fe80::/10: cloud metadata lives there
 	ReasonMartian      // an address that is never a destination: loopback, unspecified, broadcast, multicast, IPv4-mapped
 	ReasonOnLink       // an address of the guests' own network that nobody has
@@ -48,6 +49,7 @@ var reasonNames = [numReasons]string{
 	ReasonPolicy:       "policy",
 	ReasonHostLoopback: "host-loopback",
 	ReasonDoor:         "door",
+	ReasonRoute:        "outside-routes",
 	ReasonLinkLocal:    "link-local",
 	ReasonMartian:      "martian",
 	ReasonOnLink:       "on-link",
