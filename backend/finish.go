@@ -90,13 +90,13 @@ func (p *port) finish(kind uint16, ip []byte, s link.Span, dst mac) bool {
 	if need := segmentsOf(v6) | link.Checksums; told && to.split.takes&need == need && size == int(o.Size) && body.Len() <= to.carries {
 		f.reset()
 		f.cut(p.batch, s.Upto(ethLen+total), ethLen+hl+th, 0, total-hl-th)
-		f.frames[0].Offload = link.Offload{Flags: link.OffloadSum, Kind: o.Kind, Size: o.Size, Header: uint16(ethLen + hl + th), SumStart: uint16(ethLen + hl), SumAt: 16}
+		f.frames[0].SetOffload(link.Offload{Flags: link.OffloadSum, Kind: o.Kind, Size: o.Size, Header: uint16(ethLen + hl + th), SumStart: uint16(ethLen + hl), SumAt: 16})
 		head := f.frames[0].Head[link.Headroom+ethLen:]
 		putPseudo(head, head[hl:], v6, total-hl)
-		f.send(to)
+		f.send(to, true)
 		return false
 	}
-	f.segments(p.batch, s, hl, th, total, size, v6, func() { f.send(to) })
+	f.segments(p.batch, s, hl, th, total, size, v6, func() { f.send(to, false) })
 	return false
 }
 
@@ -176,7 +176,9 @@ func (f *finisher) cut(b *link.Batch, s link.Span, hdr, off, n int) []byte {
 		f.arena = make([]byte, 0, max(2*cap(f.arena), cutAtOnce*(link.Headroom+headLen)))
 	}
 	at := len(f.arena)
-	f.arena = b.AppendTo(f.arena[:at+link.Headroom], s.Upto(hdr))
+	f.arena = f.arena[:at+link.Headroom]
+	clear(f.arena[at:]) // whole, so far
+	f.arena = b.AppendTo(f.arena, s.Upto(hdr))
 	rest := s.From(hdr + off).Upto(n)
 	if in > 0 {
 		f.arena = b.AppendTo(f.arena, rest)
@@ -193,8 +195,9 @@ func (f *finisher) cut(b *link.Batch, s link.Span, hdr, off, n int) []byte {
 	return head[link.Headroom:]
 }
 
-// send gives the frames to another guest: to its wire, or where that takes no more, copied, to its queue.
-func (f *finisher) send(to *port) {
+// send gives the frames to another guest: to its wire, or where that takes no more, copied, to its queue. left says that
+// they have an Offload.
+func (f *finisher) send(to *port, left bool) {
 	rest := f.frames
 	if to.loop != nil {
 		rest = rest[to.loop.sendNow(rest):]
@@ -202,7 +205,8 @@ func (f *finisher) send(to *port) {
 	for _, x := range rest {
 		n := link.Headroom + max(x.Len(), minEthernet)
 		head := x.AppendTo(make([]byte, link.Headroom, n))
-		to.queue.push(item{raw: link.Frame{Head: head[:n], Offload: x.Offload}, size: n, other: true})
+		copy(head, x.Head[:link.Headroom])
+		to.queue.push(item{raw: link.Frame{Head: head[:n]}, size: n, other: true, left: left})
 	}
 }
 

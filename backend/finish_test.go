@@ -49,9 +49,9 @@ func (u *unfinished) ReadFrames(b *link.Batch) error {
 func (u *unfinished) WriteFrames(frames []link.Frame) (int, error) {
 	u.mu.Lock()
 	for _, f := range frames {
-		if !f.Offload.Whole() {
+		if u.takes != 0 && !f.Offload().Whole() {
 			w := link.NewFrame(f.AppendTo(nil))
-			w.Offload = f.Offload
+			w.SetOffload(f.Offload())
 			u.wrote = append(u.wrote, w)
 		}
 	}
@@ -196,8 +196,8 @@ func TestFinish(t *testing.T) {
 			wire2.mu.Lock()
 			defer wire2.mu.Unlock()
 			last := wire2.wrote[len(wire2.wrote)-1]
-			if last.Offload != o || !bytes.Equal(last.AppendTo(nil), b) {
-				t.Errorf("%+v, want %+v", last.Offload, o)
+			if last.Offload() != o || !bytes.Equal(last.AppendTo(nil), b) {
+				t.Errorf("%+v, want %+v", last.Offload(), o)
 			}
 		})
 		t.Run("whole", func(t *testing.T) {

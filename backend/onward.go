@@ -82,7 +82,9 @@ func (o *onward) compose(b *link.Batch, spans []link.Span) {
 	}
 	for _, s := range spans {
 		n, at := inHead(s), len(o.arena)
-		o.arena = b.AppendTo(o.arena[:at+link.Headroom], s.Upto(n))
+		o.arena = o.arena[:at+link.Headroom]
+		clear(o.arena[at:]) // whole, to a wire that takes others
+		o.arena = b.AppendTo(o.arena, s.Upto(n))
 		if end := at + link.Headroom + minEthernet; s.Len() < minEthernet {
 			clear(o.arena[len(o.arena):end])
 			o.arena = o.arena[:end]

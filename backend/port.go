@@ -238,10 +238,13 @@ func (p *port) compose(items []item, pass func(*stack.PacketBuffer)) (n, size in
 	for ; n < len(items) && size < mostAtOnce; n++ {
 		i := &items[n]
 		size += i.size
-		if i.pkt != nil {
+		switch {
+		case i.pkt != nil:
 			pass(i.pkt)
-		} else {
+		case i.left:
 			p.split.frames = append(p.split.frames, i.raw)
+		default:
+			p.split.addWhole(i.raw)
 		}
 	}
 	return n, size

@@ -34,6 +34,7 @@ type item struct {
 	size int
 
 	other bool // from another guest
+	left  bool // raw has an Offload, for a wire that takes unfinished frames
 }
 
 func (i item) release() {

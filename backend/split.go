@@ -227,7 +227,10 @@ func (s *splitter) add(pkt *stack.PacketBuffer, dst, src []byte) {
 		} else {
 			binary.BigEndian.PutUint16(t[16:], ^fold(sum))
 		}
-		s.frames = append(s.frames, link.Frame{Head: head, Body: body, Offload: left})
+		if s.takes != 0 {
+			link.Frame{Head: head}.SetOffload(left)
+		}
+		s.frames = append(s.frames, link.Frame{Head: head, Body: body})
 		done += n
 		id++
 	}
@@ -294,5 +297,13 @@ func (s *splitter) addPlain(pkt *stack.PacketBuffer, dst, src []byte, v6 bool) {
 		at = at[copy(at, p):]
 	}
 	clear(at) // padding
-	s.frames = append(s.frames, link.Frame{Head: head})
+	s.addWhole(link.Frame{Head: head})
+}
+
+// addWhole appends a frame on which nothing is left to do.
+func (s *splitter) addWhole(f link.Frame) {
+	if s.takes != 0 {
+		f.SetOffload(link.Offload{})
+	}
+	s.frames = append(s.frames, f)
 }

@@ -121,8 +121,8 @@ func TestWire(t *testing.T) {
 		break
 	}
 	f := link.NewFrame(append(append(append([]byte{}, tap.MAC...), 2, 0, 0, 0, 0, 1, 8, 0), make([]byte, 46)...))
-	hostile := f
-	hostile.Offload = link.Offload{Kind: link.OffloadTCP4, Flags: link.OffloadSum, SumStart: 60000}
+	hostile := link.NewFrame(f.AppendTo(nil))
+	hostile.SetOffload(link.Offload{Kind: link.OffloadTCP4, Flags: link.OffloadSum, SumStart: 60000})
 	if n, err := tap.WriteFrames([]link.Frame{f, hostile, f}); n != 3 || err != nil {
 		t.Errorf("%d, %v", n, err)
 	}

@@ -1,7 +1,6 @@
 package netns
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +17,7 @@ import (
 
 const (
 	// vnetLen is struct virtio_net_hdr, TUN's default (TUNSETVNETHDRSZ), in the machine's byte order.
-	vnetLen = 10
+	vnetLen = link.OffloadLen
 	// longest is what a read must have room for. Linux's own limit for a packet is 64 KiB but for BIG TCP, which is off
 	// unless somebody turns it on for the interface.
 	longest = vnetLen + link.MaxFrame
@@ -167,7 +166,7 @@ func (r *reader) take(b *link.Batch) error {
 			continue
 		}
 		b.Peek(h[:])
-		o := parseVnet(&h)
+		o := link.ParseOffload(h[:])
 		if !o.Fits(n - vnetLen) {
 			b.Malformed++
 			b.Take(n, 0)
@@ -184,23 +183,6 @@ func (r *reader) take(b *link.Batch) error {
 		return io.EOF
 	}
 	return fmt.Errorf("netns: read: %w", r.errno)
-}
-
-func parseVnet(h *[vnetLen]byte) link.Offload {
-	ne := binary.NativeEndian
-	return link.Offload{
-		Flags: h[0], Kind: h[1], Header: ne.Uint16(h[2:]), Size: ne.Uint16(h[4:]),
-		SumStart: ne.Uint16(h[6:]), SumAt: ne.Uint16(h[8:]),
-	}
-}
-
-func putVnet(h []byte, o *link.Offload) {
-	ne := binary.NativeEndian
-	h[0], h[1] = o.Flags, o.Kind
-	ne.PutUint16(h[2:], o.Header)
-	ne.PutUint16(h[4:], o.Size)
-	ne.PutUint16(h[6:], o.SumStart)
-	ne.PutUint16(h[8:], o.SumAt)
 }
 
 // TryReadFrames implements link.Polled.
@@ -248,8 +230,7 @@ type writer struct {
 func (w *writer) do(fd uintptr) {
 	for w.n < len(w.frames) {
 		f := &w.frames[w.n]
-		head := f.Head[link.Headroom-vnetLen:]
-		putVnet(head, &f.Offload)
+		head := f.Head[link.Headroom-vnetLen:] // its Offload lies there, as the kernel wants it
 		vec := append(w.vec[:0], iovec(head))
 		if len(f.Body) < maxVec {
 			for _, p := range f.Body {

@@ -51,8 +51,6 @@ type Prefixed interface {
 type Frame struct {
 	Head []byte   // Headroom spare bytes, then the frame's first bytes
 	Body [][]byte // the rest of it
-
-	Offload Offload // what is left to do on it; of a Link's that takes no such frames it is zero
 }
 
 // NewFrame returns a frame with a copy of b.

@@ -1,5 +1,7 @@
 package link
 
+import "encoding/binary"
+
 // Offloads is a set of works on a frame that one side of a wire leaves to the other.
 type Offloads uint8
 
@@ -35,6 +37,36 @@ func OffloadsOf(l Link) (gives, takes Offloads) {
 		return o.Offloads()
 	}
 	return 0, 0
+}
+
+// OffloadLen is how many of a frame's headroom bytes, the last ones, are its Offload where a Link takes unfinished
+// frames. Who writes to such a Link sets them on every frame, all zero on a whole one.
+const OffloadLen = 10
+
+// SetOffload says what is left to do on the frame, to a Link that takes unfinished frames.
+func (f Frame) SetOffload(o Offload) { o.put(f.Head[Headroom-OffloadLen : Headroom]) }
+
+// Offload is what SetOffload said.
+func (f Frame) Offload() Offload { return ParseOffload(f.Head[Headroom-OffloadLen : Headroom]) }
+
+// ParseOffload reads the first OffloadLen bytes of b: struct virtio_net_hdr in this machine's byte order, as Linux's TAPs
+// have it.
+func ParseOffload(b []byte) Offload {
+	b = b[:OffloadLen]
+	ne := binary.NativeEndian
+	return Offload{
+		Flags: b[0], Kind: b[1], Header: ne.Uint16(b[2:]), Size: ne.Uint16(b[4:]),
+		SumStart: ne.Uint16(b[6:]), SumAt: ne.Uint16(b[8:]),
+	}
+}
+
+func (o Offload) put(b []byte) {
+	ne := binary.NativeEndian
+	b[0], b[1] = o.Flags, o.Kind
+	ne.PutUint16(b[2:], o.Header)
+	ne.PutUint16(b[4:], o.Size)
+	ne.PutUint16(b[6:], o.SumStart)
+	ne.PutUint16(b[8:], o.SumAt)
 }
 
 // Offload is what is left to do on one frame: Linux's struct virtio_net_hdr by other names (virtio 1.2, 5.1.6). The
