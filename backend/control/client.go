@@ -23,7 +23,7 @@ import (
 // Client asks a daemon. Its methods may be called by anybody at any time. Their errors are a *[Problem] from the
 // daemon, a *[NoDaemonError], or what the connection or ctx says.
 type Client struct {
-	// Network is meant where not the daemon's first one is.
+	// Network is the one meant, of a daemon with several. Without it lists are of all, and the rest is refused.
 	Network string
 
 	path string

@@ -28,7 +28,8 @@
 //	DELETE /v1/dns                remove: ?name= and, to be exact, ?type= ?value=
 //	GET    /v1/debug/pprof/       with Profile: what net/http/pprof has
 //
-// Every path takes ?network=NAME; without it the daemon's first network is meant. Lists are JSON arrays, never null.
+// Every path takes ?network=NAME. A daemon with one network needs none; one with several shows the lists of all without
+// it, each entry with its "network", and refuses with 409 what must be one network's. Lists are JSON arrays, never null.
 // An error is a [Problem] (RFC 9457, application/problem+json) that says what was wrong and what would be right.
 //
 // Who may connect: the socket file's mode is the lock, and on Linux the peer's uid must be the daemon's own or

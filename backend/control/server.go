@@ -39,7 +39,7 @@ const (
 
 // Server answers the API. Its fields must not change once Serve runs.
 type Server struct {
-	// Networks are what it shows; the first answers where a request names none.
+	// Networks are what it shows. Their names differ.
 	Networks []*backend.Network
 	// Version is the program's own.
 	Version string
@@ -205,6 +205,9 @@ func (s *Server) answer(rt route, h handler, w http.ResponseWriter, r *http.Requ
 		return reply{}, err
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	if q.Get("network") == "" && len(s.Networks) > 1 {
+		return s.ofAll(rt, h, r)
+	}
 	return h(&call{r, n})
 }
 

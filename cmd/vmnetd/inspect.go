@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -61,7 +62,7 @@ func (in *inspector) command(use, short string, check cobra.PositionalArgs, do f
 		return err
 	}
 	cmd.Flags().StringVar(&in.control, "control", "", "`PATH` of the daemon's control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
-	cmd.Flags().StringVar(&in.network, "network", "", "`NAME` of the network (default the daemon's first)")
+	cmd.Flags().StringVar(&in.network, "network", "", "`NAME` of the network, where the daemon has several (default all, for what is only shown)")
 	in.format = "table"
 	cmd.Flags().VarP(&in.format, "output", "o", "`FORM` of the answer: table or json")
 	return cmd
@@ -88,16 +89,14 @@ func inspectCommands() []*cobra.Command {
 	})
 
 	vmLS := in.command("ls", "List the guests", exactly(0), func(ctx context.Context, c *control.Client, _ []string) error {
-		list, err := c.Guests(ctx)
-		return in.show(err, list, func(w io.Writer) { writeGuests(w, list) })
+		return showList(ctx, in, c, func() ([]backend.GuestInfo, error) { return c.Guests(ctx) }, writeGuests)
 	})
 	kick := in.command("kick GUEST...", "End guests' wires; those that reconnect come back", some, func(ctx context.Context, c *control.Client, a []string) error {
 		return each(a, func(g string) error { return c.Kick(ctx, g) })
 	})
 
 	forwardLS := in.command("ls", "List the port forwards", exactly(0), func(ctx context.Context, c *control.Client, _ []string) error {
-		list, err := c.Forwards(ctx)
-		return in.show(err, list, func(w io.Writer) { writeForwards(w, list) })
+		return showList(ctx, in, c, func() ([]portforward.Status, error) { return c.Forwards(ctx) }, writeForwards)
 	})
 	forwardAdd := in.command("add RULE...", "Add port forwards, and print them as they came out", some, func(ctx context.Context, c *control.Client, a []string) error {
 		added := []control.Forward{}
@@ -133,8 +132,7 @@ Add ,source=client to show the guest the client's own address in place of the ga
 
 	var filter control.FlowFilter
 	flowsLS := in.command("ls", "List the conversations", exactly(0), func(ctx context.Context, c *control.Client, _ []string) error {
-		list, err := c.Flows(ctx, filter)
-		return in.show(err, list, func(w io.Writer) { writeFlows(w, list) })
+		return showList(ctx, in, c, func() ([]flows.Snapshot, error) { return c.Flows(ctx, filter) }, writeFlows)
 	})
 	flowsLS.Flags().StringVar(&filter.Guest, "guest", "", "only this `GUEST`'s: id, name, MAC or address")
 	flowsLS.Flags().StringVar(&filter.Proto, "proto", "", "only this `PROTOCOL`: tcp, udp, icmp, icmp6")
@@ -142,8 +140,7 @@ Add ,source=client to show the guest the client's own address in place of the ga
 	flowsLS.Flags().StringVar(&filter.Direction, "direction", "", "only this `WAY`: in or out")
 
 	leasesLS := in.command("ls", "List the leases", exactly(0), func(ctx context.Context, c *control.Client, _ []string) error {
-		list, err := c.Leases(ctx)
-		return in.show(err, list, func(w io.Writer) { writeLeases(w, list) })
+		return showList(ctx, in, c, func() ([]control.Lease, error) { return c.Leases(ctx) }, writeLeases)
 	})
 	release := in.command("release ADDRESS...", "Free leased addresses", some, func(ctx context.Context, c *control.Client, a []string) error {
 		for _, s := range a {
@@ -155,8 +152,7 @@ Add ,source=client to show the guest the client's own address in place of the ga
 	})
 
 	dnsLS := in.command("ls", "List the local records", exactly(0), func(ctx context.Context, c *control.Client, _ []string) error {
-		list, err := c.DNS(ctx)
-		return in.show(err, list, func(w io.Writer) { writeDNS(w, list) })
+		return showList(ctx, in, c, func() ([]backend.DNSRecord, error) { return c.DNS(ctx) }, writeDNS)
 	})
 	var ttl uint32
 	dnsAdd := in.command("add NAME TYPE VALUE", "Add a local record: dns add db A 10.0.2.20", exactly(3), func(ctx context.Context, c *control.Client, a []string) error {
@@ -205,6 +201,69 @@ func (in *inspector) show(err error, v any, table func(io.Writer)) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	table(w)
 	return w.Flush()
+}
+
+// showList prints a list of the network that is named. Of several with none named it prints all: in tables under the
+// networks' names, in JSON with the network in each entry, as the API has it.
+func showList[T any](ctx context.Context, in *inspector, c *control.Client, get func() ([]T, error), table func(io.Writer, []T)) error {
+	names := []string{in.network}
+	if in.network == "" {
+		st, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if len(st.Networks) > 1 {
+			names = nil
+			for _, n := range st.Networks {
+				names = append(names, n.Name)
+			}
+		}
+	}
+	if len(names) == 1 {
+		list, err := get()
+		return in.show(err, list, func(w io.Writer) { table(w, list) })
+	}
+	all := []json.RawMessage{}
+	lists := make([][]T, len(names))
+	var missing []error
+	for i, name := range names {
+		c.Network = name
+		list, err := get()
+		var p *control.Problem
+		if errors.As(err, &p) && p.Status == http.StatusNotFound { // a guest that is in another network
+			missing = append(missing, err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		lists[i] = list
+		for _, v := range list {
+			b, err := json.Marshal(struct {
+				Network string `json:"network"`
+			}{name})
+			if err != nil {
+				return err
+			}
+			o, err := json.Marshal(v)
+			if err != nil {
+				return err
+			}
+			all = append(all, append(append(b[:len(b)-1], ','), o[1:]...))
+		}
+	}
+	if len(missing) == len(names) {
+		return missing[0]
+	}
+	return in.show(nil, all, func(w io.Writer) {
+		for i, list := range lists {
+			if list == nil {
+				continue
+			}
+			row(w, "network "+names[i])
+			table(w, list)
+		}
+	})
 }
 
 // row writes one line of a table. What guests choose, names above all, must not reach the terminal as it is.
