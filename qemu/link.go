@@ -7,8 +7,13 @@
 //	}
 //	err = network.Serve(ctx, qemu.NewLink(conn), "qemu")
 //
-// The same bytes come from passt's other clients: libkrun's unixstream, socket_vmnet, muvm. It listens nowhere and
-// knows no addresses.
+// The same bytes come from passt's other clients: libkrun's unixstream, socket_vmnet, muvm.
+//
+// The other framings of streams are here too. [Accept] takes a guest that speaks QEMU's or begins with a handshake,
+// HyperKit's or gvforwarder's, and finds out which; [AcceptHyperKit] is for the latter two and for who speaks as they do
+// without a handshake; [NewVDELink] is vde_plug's wire.
+//
+// It listens nowhere and knows no addresses. It dials nobody: it is the network's side of each handshake, not the VMM's.
 package qemu
 
 import (
