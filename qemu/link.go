@@ -87,15 +87,25 @@ func (s *stream) length(p []byte) uint32 {
 // announce puts a frame's length before its head, and returns both.
 func (s *stream) announce(f *link.Frame) []byte {
 	head := f.Head[link.Headroom-s.prefix:]
-	switch n := f.Len(); {
-	case s.prefix == 4:
-		binary.BigEndian.PutUint32(head, uint32(n))
-	case s.little:
-		binary.LittleEndian.PutUint16(head, uint16(n))
-	default:
-		binary.BigEndian.PutUint16(head, uint16(n))
-	}
+	s.put(head, f.Len())
 	return head
+}
+
+// put writes a length. It is small enough to be inlined.
+func (s *stream) put(p []byte, n int) {
+	if s.prefix == 4 {
+		binary.BigEndian.PutUint32(p, uint32(n))
+	} else {
+		s.put16(p, uint16(n))
+	}
+}
+
+func (s *stream) put16(p []byte, n uint16) {
+	if s.little {
+		binary.LittleEndian.PutUint16(p, n)
+	} else {
+		binary.BigEndian.PutUint16(p, n)
+	}
 }
 
 func (s *stream) ReadFrames(b *link.Batch) error {

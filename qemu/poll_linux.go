@@ -92,7 +92,9 @@ func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
 		last := done
 		for ; last < len(frames) && len(vec)+1+len(frames[last].Body) <= maxVec; last++ {
 			f := &frames[last]
-			add(p.announce(f))
+			head := f.Head[link.Headroom-p.prefix:]
+			p.put(head, f.Len())
+			add(head)
 			for _, b := range f.Body {
 				add(b)
 			}
