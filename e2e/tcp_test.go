@@ -70,11 +70,11 @@ func (b *bench) bytes(t *testing.T, a string, ns *netns, n int64) {
 
 func testTCPBytes(t *testing.T, b *bench) {
 	b.bytes(t, world4, b.world, b.g.row.bytes)
-	b.bytes(t, world6, b.world, b.g.row.bytes)
-	b.bytes(t, b.gw4.String(), b.lab.host, b.g.row.bytes)
-	b.bytes(t, b.gw6.String(), b.lab.host, b.g.row.bytes)
-	// Both ways at once.
 	n := b.g.row.bytes / 10
+	b.bytes(t, world6, b.world, n)
+	b.bytes(t, b.gw4.String(), b.lab.host, n)
+	b.bytes(t, b.gw6.String(), b.lab.host, n)
+	// Both ways at once.
 	echo := b.world.serve(t, "tcp", net.JoinHostPort(world4, "0"), traffic.Echo)
 	var r traffic.Report
 	b.g.json(t, &r, "guest tcp -timeout 60s -send %d -seed 9 %s", n, echo.Addr())
