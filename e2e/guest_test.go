@@ -141,6 +141,7 @@ type attach struct {
 	framing stream.Framing                          // how frames stand on it; the zero one is QEMU's
 	nd      *vm.Netdev                              // what QEMU is given
 	tie     func(*testing.T, *os.File) (cut func()) // what a guest's TAP in a namespace is tied to, where that is no stream
+	guest   *kernelGuest                            // the guest itself, where it was there before the door
 }
 
 func socketPair(t *testing.T) (a, b *os.File) {
