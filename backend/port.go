@@ -190,6 +190,9 @@ func (p *port) carry() {
 	for ; p.batch.Malformed > 0; p.batch.Malformed-- {
 		p.drop(flows.ReasonMalformed)
 	}
+	for ; p.batch.Overrun > 0; p.batch.Overrun-- {
+		p.drop(flows.ReasonQueueFull)
+	}
 	for i, s := range p.batch.Frames {
 		if i < len(p.batch.Offloads) {
 			p.offload = p.batch.Offloads[i]

@@ -83,7 +83,7 @@ func (p *polled) ReadFrames(b *link.Batch) (err error) {
 }
 
 func (p *polled) TryReadFrames(b *link.Batch) error {
-	b.Malformed += int(p.lost.Swap(0))
+	b.Overrun += int(p.lost.Swap(0))
 	var err error
 	if p.long > 0 {
 		err = p.readLong(b)

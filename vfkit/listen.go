@@ -341,6 +341,7 @@ type peer struct {
 	in    []byte    // frames behind their lengths in 32 bits
 	spare []byte
 	wrong int   // malformed ones
+	lost  int   // that found no room
 	over  error // what reads and writes end with
 	done  chan struct{}
 }
@@ -362,7 +363,7 @@ func (p *peer) push(a, b []byte, now int64) {
 		return
 	}
 	if len(p.in)+4+size > inMost {
-		p.wrong++
+		p.lost++
 		return
 	}
 	first := len(p.in) == 0
@@ -395,7 +396,8 @@ func (p *peer) ReadFrames(b *link.Batch) error {
 	in := p.in
 	p.in = p.spare[:0]
 	b.Malformed += p.wrong
-	p.wrong = 0
+	b.Overrun += p.lost
+	p.wrong, p.lost = 0, 0
 	p.mu.Unlock()
 	for rest := in; len(rest) > 0; {
 		n := int(binary.NativeEndian.Uint32(rest))

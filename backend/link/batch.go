@@ -33,6 +33,8 @@ type Batch struct {
 
 	// Malformed counts frames that a link passed over: too short for an Ethernet header, or too long.
 	Malformed int
+	// Overrun counts frames, of either way, that a link had no room for.
+	Overrun int
 
 	// Alloc makes a chunk and Free takes one back that nothing of this Batch uses any more. Both or neither.
 	Alloc func() Chunk
