@@ -54,6 +54,8 @@ var rooms = []room{
 	{"backend", []string{"backend/link", "backend/egress", "backend/checksum", "backend/sockets", "flows", "dhcp", "dns", "portforward", gvisor},
 		[]string{"backend/backendtest", "qemu"},
 		"wires the rooms together; transports come to it as links (a test may take a real one), control looks at it from outside"},
+	{"backend/guest", []string{"backend/link", "backend/egress", "backend/sockets", gvisor}, []string{"backend", "portforward", "qemu"},
+		"the far end of a wire, for programs: it sees a network as a guest does, and may come from another machine"},
 	{"backend/backendtest", []string{"backend/link", "backend/egress", gvisor}, []string{"backend", "qemu"},
 		"a guest with its own stack: it sees a network as a guest does, by its wire, and never the backend behind it"},
 	{"backend/control", []string{"backend", "flows", "portforward", "backend/link"}, []string{"backend/backendtest"},

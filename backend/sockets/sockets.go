@@ -204,14 +204,14 @@ type Listener struct {
 	once sync.Once
 }
 
-// ListenTCP listens on a port; an unspecified address is any of its family, port 0 picks one.
+// ListenTCP listens on a port; an unspecified address is any of its family, the zero one any of both; port 0 picks one.
 func ListenTCP(s *stack.Stack, a netip.AddrPort) (*Listener, error) {
 	wq := new(waiter.Queue)
 	ep, terr := s.NewEndpoint(tcp.ProtocolNumber, protocol(a.Addr()), wq)
 	if terr != nil {
 		return nil, fail("listen", "tcp", netip.AddrPort{}, a, terr)
 	}
-	ep.SocketOptions().SetV6Only(true)
+	ep.SocketOptions().SetV6Only(a.Addr().IsValid())
 	ep.SocketOptions().SetReuseAddress(true) // conversations of before in TIME-WAIT are no reason to fail
 	var local tcpip.FullAddress
 	if terr = ep.Bind(full(a)); terr == nil {
@@ -224,6 +224,9 @@ func ListenTCP(s *stack.Stack, a netip.AddrPort) (*Listener, error) {
 		return nil, fail("listen", "tcp", netip.AddrPort{}, a, terr)
 	}
 	at := netip.AddrPortFrom(a.Addr(), local.Port)
+	if !a.Addr().IsValid() {
+		at = netip.AddrPortFrom(netip.IPv6Unspecified(), local.Port)
+	}
 	return &Listener{ep: ep, wq: wq, addr: net.TCPAddrFromAddrPort(at), done: make(chan struct{})}, nil
 }
 
@@ -273,7 +276,9 @@ type UDPConn struct {
 	wq       *waiter.Queue
 	peer     netip.AddrPort // the one that it was opened with
 	local    netip.AddrPort
+	dual     bool // of both families
 	done     chan struct{}
+	news     chan error // Fail's, one
 	once     sync.Once
 	deadline Deadline
 }
@@ -281,20 +286,20 @@ type UDPConn struct {
 // udpRoom is asked for datagrams that wait, each way: some of the largest.
 const udpRoom = 1 << 20
 
-// OpenUDP opens a socket on src, either half of which may be zero, and with one peer if dst is given: then it hears of
+// OpenUDP opens a socket on src, either half of which may be zero (no address is any, of both families), and with one peer if dst is given: then it hears of
 // ICMP errors.
 func OpenUDP(s *stack.Stack, src, dst netip.AddrPort) (*UDPConn, error) {
 	op, family := "listen", src.Addr()
 	if dst.IsValid() {
 		op, family = "dial", dst.Addr()
 	}
-	c := &UDPConn{wq: new(waiter.Queue), peer: dst, done: make(chan struct{})}
+	c := &UDPConn{wq: new(waiter.Queue), peer: dst, done: make(chan struct{}), news: make(chan error, 1), dual: !family.IsValid()}
 	c.deadline.Init()
 	var terr tcpip.Error
 	if c.ep, terr = s.NewEndpoint(udp.ProtocolNumber, protocol(family), c.wq); terr != nil {
 		return nil, fail(op, "udp", src, dst, terr)
 	}
-	c.ep.SocketOptions().SetV6Only(true)
+	c.ep.SocketOptions().SetV6Only(!c.dual)
 	c.ep.SocketOptions().SetBroadcast(true)
 	c.ep.SocketOptions().SetSendBufferSize(udpRoom, true)
 	c.ep.SocketOptions().SetReceiveBufferSize(udpRoom, true)
@@ -315,6 +320,9 @@ func OpenUDP(s *stack.Stack, src, dst netip.AddrPort) (*UDPConn, error) {
 	a := src.Addr()
 	if local.Addr.Len() > 0 {
 		a = AddrOf(local.Addr)
+	}
+	if !a.IsValid() {
+		a = netip.IPv6Unspecified()
 	}
 	c.local = netip.AddrPortFrom(a, local.Port)
 	return c, nil
@@ -354,9 +362,19 @@ func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 		select {
 		case <-ready:
 		case <-late:
+		case err := <-c.news:
+			return 0, netip.AddrPort{}, &net.OpError{Op: "read", Net: "udp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
 		case <-c.done:
 			return 0, netip.AddrPort{}, &net.OpError{Op: "read", Net: "udp", Source: c.LocalAddr(), Err: net.ErrClosed}
 		}
+	}
+}
+
+// Fail makes one Read return err, once there is nothing to read: news of the peer that the stack does not tell.
+func (c *UDPConn) Fail(err error) {
+	select {
+	case c.news <- err:
+	default:
 	}
 }
 
@@ -398,6 +416,9 @@ func (c *UDPConn) send(b []byte, to netip.AddrPort) (int, error) {
 	var o tcpip.WriteOptions
 	if to.IsValid() {
 		fa := full(to)
+		if c.dual && to.Addr().Is4() {
+			fa.Addr = tcpip.AddrFrom16(to.Addr().As16())
+		}
 		o.To = &fa
 	} else {
 		to = c.peer
@@ -526,5 +547,5 @@ func AddrOf(a tcpip.Address) netip.Addr {
 	if a.Len() == 0 {
 		return netip.Addr{}
 	}
-	return netip.AddrFrom16(a.As16())
+	return netip.AddrFrom16(a.As16()).Unmap()
 }
