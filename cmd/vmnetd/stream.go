@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strconv"
 
+	"github.com/mdlayher/vsock"
 	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/qemu"
 )
@@ -74,6 +75,12 @@ func streams(s shake) []form {
 				return usagef("%q is no descriptor: want fd:3", a.rest)
 			}
 			d.addr = "fd:" + strconv.FormatUint(n, 10)
+			if l, err := inheritedVsock(int(n)); l != nil || err != nil {
+				if err == nil {
+					d.in = s.at(d, l)
+				}
+				return err
+			}
 			l, c, err := inherited(int(n))
 			switch {
 			case err != nil:
@@ -130,7 +137,11 @@ func (a connAccepter) accept() (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.shake.caller(a.door, c, peerName(c)), nil
+	peer := peerName(c)
+	if from, ok := c.RemoteAddr().(*vsock.Addr); ok {
+		peer = " from " + vsockName(from)
+	}
+	return a.shake.caller(a.door, c, peer), nil
 }
 
 func (s shake) caller(d *door, c net.Conn, peer string) *caller {

@@ -68,6 +68,9 @@ func listenVsock(d *door, s string) (net.Listener, error) {
 	return l, nil
 }
 
+// errVsockConn is what net.FileConn cannot make anything of.
+var errVsockConn = errors.New("a vsock socket that does not listen: want one that does, as systemd's ListenStream=vsock::1024 makes")
+
 func dialVsock(cid, port uint32) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {
 		c, err := vsock.DialContext(ctx, cid, port, nil)
