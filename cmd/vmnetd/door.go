@@ -21,7 +21,7 @@ import (
 
 // framings are the ways in which a guest's frames come, each with a flag of its name. To add one, make it in a file of
 // its own and name it here.
-var framings = []*framing{&qemuFraming, &hyperkitFraming, &vdeFraming, &netnsFraming}
+var framings = []*framing{&qemuFraming, &hyperkitFraming, &vdeFraming, &vfkitFraming, &dgramFraming, &bessFraming, &netnsFraming}
 
 // framing is how bytes or datagrams become frames.
 type framing struct {

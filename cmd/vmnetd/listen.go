@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -21,62 +22,107 @@ var errInUse = errors.New("somebody is listening there already")
 // away, unless it is another's by then. Call it before l is closed: until then nobody takes the file for stale, and its
 // inode, by which we know it again, is nobody else's.
 func listenUnix(path string) (l *net.UnixListener, remove func(), err error) {
-	if path == "" {
-		return nil, nil, usagef("no path")
-	}
-	// QEMU may be started elsewhere, and this is the path that it is told.
-	if path, err = filepath.Abs(path); err != nil {
+	return listenUnixAs("unix", path)
+}
+
+// listenUnixAs is listenUnix for another kind of socket: "unixpacket".
+func listenUnixAs(network, path string) (l *net.UnixListener, remove func(), err error) {
+	at, err := bindUnix(path, func(lc net.ListenConfig, path string) (io.Closer, error) {
+		ln, err := lc.Listen(context.Background(), network, path)
+		if err != nil {
+			return nil, err
+		}
+		l = ln.(*net.UnixListener)
+		l.SetUnlinkOnClose(false)
+		return l, nil
+	})
+	if err != nil {
 		return nil, nil, err
 	}
+	return l, at.remove, nil
+}
+
+// socketFile is a socket's file that is ours.
+type socketFile struct {
+	path string
+
+	mu   sync.Mutex
+	mine fs.FileInfo // nil once it was removed
+}
+
+// remove takes the file away unless it is another's by now. It may be called again.
+func (f *socketFile) remove() {
+	if unlock, err := lockDir(filepath.Dir(f.path)); err == nil {
+		defer unlock()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.mine == nil {
+		return
+	}
+	if now, err := os.Lstat(f.path); err == nil && os.SameFile(now, f.mine) {
+		os.Remove(f.path)
+	}
+	f.mine = nil
+}
+
+// bindUnix makes a socket of bind's kind at path, as listenUnix says.
+func bindUnix(path string, bind func(lc net.ListenConfig, path string) (io.Closer, error)) (f *socketFile, err error) {
+	if path == "" {
+		return nil, usagef("no path")
+	}
+	// A VMM may be started elsewhere, and this is the path that it is told.
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, err
+	}
 	if len(path) > maxUnixPath {
-		return nil, nil, usagef("the path has %d bytes and a socket's may have %d: choose a shorter one, in /run or /tmp", len(path), maxUnixPath)
+		return nil, usagef("the path has %d bytes and a socket's may have %d: choose a shorter one, in /run or /tmp", len(path), maxUnixPath)
 	}
 	dir := filepath.Dir(path)
 	// A daemon that ends removes an empty folder: it may go between our making it and our using it, seldom twice.
 	for try := 0; ; try++ {
 		if err = os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, nil, err
+			return nil, err
 		}
-		l, remove, err = listenIn(dir, path)
+		f, err = bindIn(dir, path, bind)
 		if !errors.Is(err, fs.ErrNotExist) || try == 3 {
-			return l, remove, err
+			return f, err
 		}
 	}
 }
 
-func listenIn(dir, path string) (*net.UnixListener, func(), error) {
+func bindIn(dir, path string, bind func(net.ListenConfig, string) (io.Closer, error)) (*socketFile, error) {
 	unlock, err := lockDir(dir)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer unlock()
 	if err := clearStale(path); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	lc := net.ListenConfig{Control: privateSocket}
-	ln, err := lc.Listen(context.Background(), "unix", path)
+	mine, _, err := bindAt(path, bind)
+	if err != nil {
+		return nil, err
+	}
+	return &socketFile{path: path, mine: mine}, nil
+}
+
+// bindAt makes a socket and its file, of mode 0600.
+func bindAt(path string, bind func(net.ListenConfig, string) (io.Closer, error)) (fs.FileInfo, io.Closer, error) {
+	c, err := bind(net.ListenConfig{Control: privateSocket}, path)
 	if err != nil {
 		return nil, nil, err
 	}
-	l := ln.(*net.UnixListener)
-	l.SetUnlinkOnClose(false)
 	mine, err := os.Lstat(path)
 	if err == nil {
 		err = os.Chmod(path, 0o600)
 	}
 	if err != nil {
-		l.Close()
+		c.Close()
 		os.Remove(path)
 		return nil, nil, err
 	}
-	return l, sync.OnceFunc(func() {
-		if unlock, err := lockDir(dir); err == nil {
-			defer unlock()
-		}
-		if now, err := os.Lstat(path); err == nil && os.SameFile(now, mine) {
-			os.Remove(path)
-		}
-	}), nil
+	return mine, c, nil
 }
 
 // clearStale removes a socket file that nobody listens at.
