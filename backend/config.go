@@ -82,6 +82,12 @@ type Config struct {
 
 	// Isolate keeps guests from seeing one another's frames.
 	Isolate bool
+	// StrictLeases lets a guest send only as what it was given: with IPv4 as a lease of its MAC or an address that
+	// Static has for it, with IPv6 the same by DHCPv6, and link-local addresses that no other guest has. Nothing of its
+	// own choice is left: advertisements tell guests to ask DHCPv6 for addresses (M) and not to make any (no A), a guest
+	// does not route for others behind it, and one with another guest's MAC is cut off. Without it an address that
+	// nobody has is the guest's who shows it first.
+	StrictLeases bool
 
 	// StateDir is where leases survive a restart. Default: they do not.
 	StateDir string

@@ -82,6 +82,7 @@ func (p *port) toOthers(kind uint16, ip []byte, s link.Span) {
 func (p *port) mayGo(s link.Span) bool {
 	switch {
 	case p.net.cfg.Isolate:
+		p.drop(flows.ReasonIsolated)
 		return false
 	case !p.lastOwn:
 		p.drop(flows.ReasonSpoofed)
@@ -102,6 +103,10 @@ func (p *port) mayUse(src mac) bool {
 		return false
 	}
 	p.lastMAC, p.lastOwn = src, p.net.seg.learnMAC(p, src)
+	if !p.lastOwn && p.net.cfg.StrictLeases {
+		p.drop(flows.ReasonSpoofed)
+		return false
+	}
 	if p.lastOwn {
 		p.net.dhcp.Attach(p.id, dhcp.MAC(src)) // its lease of before is here again
 	}
@@ -132,8 +137,8 @@ func (p *port) mayShow(kind uint16, ip []byte, src mac) bool {
 		return true
 	}
 	c := &p.net.cfg
-	if p.net.isOurs(a) {
-		p.drop(flows.ReasonSpoofed)
+	if r := p.net.mayBe(p, a, src); r != flows.ReasonNone {
+		p.drop(r)
 		return false
 	}
 	onLink := c.Prefix4.Contains(a) && a != c.Prefix4.Addr() && a != Broadcast4(c.Prefix4) ||

@@ -1,6 +1,6 @@
 package backend
 
-// The guard between guests: what one may say to another. A guest that answers DHCP, advertises itself as router or
+// The guard. Who a guest may be, toward anybody; and between guests, what one may say to another. A guest that answers DHCP, advertises itself as router or
 // answers for another's address would take the others' traffic over, so none of that crosses the segment, in whatever
 // it is wrapped (RFC 6105, RFC 7113; CVE-2021-27853, -27854, -27861 and -27862 are switches that looked at the plain
 // form only). Runs in the port's reader, for frames to other guests only.
@@ -21,13 +21,60 @@ const (
 
 	// mostExtensions is how many IPv6 extension headers are walked through. RFC 8200 §4.1 has a use for seven.
 	mostExtensions = 16
+	// mostOptions is how many bytes of options a neighbour message may have: two are in use, of 8 bytes, and a nonce.
+	mostOptions = 256
 )
+
+var broadcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// mayBe says whether a guest may send as address a from MAC m, and if not, why. Whether another guest has the address is
+// the segment's to say.
+func (n *Network) mayBe(p *port, a netip.Addr, m mac) flows.Reason {
+	c := &n.cfg
+	switch {
+	case n.isOurs(a):
+		return flows.ReasonSpoofed
+	case a.IsLoopback(), a.IsMulticast(), a.Is4In6(), a == broadcast4, a == Broadcast4(c.Prefix4), a == c.Prefix4.Addr():
+		return flows.ReasonMartian // RFC 1122 §3.2.1.3, RFC 4291 §2.7: never a source
+	}
+	if owner, ok := n.reserved[a]; ok {
+		if owner != m {
+			return flows.ReasonSpoofed
+		}
+		return flows.ReasonNone
+	}
+	if !c.StrictLeases || a.IsUnspecified() || a.Is6() && a.IsLinkLocalUnicast() {
+		return flows.ReasonNone
+	}
+	if o, ok := n.seg.owner(a); ok && o.port == p && o.mac == m && o.leased {
+		return flows.ReasonNone
+	}
+	return flows.ReasonSpoofed
+}
+
+// isOthers says whether a MAC is the gateway's or lives on another port.
+func (p *port) isOthers(m mac) bool {
+	if m == p.lastMAC {
+		return false
+	}
+	s := &p.net.seg
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	owner := s.macs[m]
+	return m == p.net.gatewayMAC || owner != nil && owner != p
+}
 
 // mayPass says whether a frame may go to other guests, and counts it if not.
 func (p *port) mayPass(s link.Span) bool {
 	h := p.batch.Head(s, headLen, p.scratch[:])
 	r := flows.ReasonNone
 	switch kind := binary.BigEndian.Uint16(h[12:]); {
+	case kind == etherARP:
+		if b := h[ethLen:]; len(b) < header.ARPSize {
+			r = flows.ReasonMalformed
+		} else if p.isOthers(macOf(b[8:])) {
+			r = flows.ReasonSpoofed
+		}
 	case kind == etherIPv4:
 		r = guard4(h[ethLen:])
 	case kind == etherIPv6:
@@ -129,8 +176,24 @@ walk:
 				return flows.ReasonMalformed
 			}
 			target := netip.AddrFrom16([16]byte(b[8:24]))
-			if o, ok := p.net.seg.owner(target); p.net.isOurs(target) || ok && o.port != p {
+			o, ok := p.net.seg.owner(target)
+			if p.net.isOurs(target) || ok && o.port != p || !ok && p.net.cfg.StrictLeases && !target.IsLinkLocalUnicast() {
 				return flows.ReasonSpoofed
+			}
+		}
+		if t == header.ICMPv6NeighborSolicit || t == header.ICMPv6NeighborAdvert {
+			// Whose MAC does it tell of? (RFC 4861 §4.6.1)
+			for o := off + 24; ; {
+				if b = at(o, 8); b == nil {
+					break
+				}
+				if (b[0] == 1 || b[0] == 2) && p.isOthers(macOf(b[2:])) {
+					return flows.ReasonSpoofed
+				}
+				if b[1] == 0 || o > off+mostOptions {
+					return flows.ReasonMalformed
+				}
+				o += int(b[1]) * 8
 			}
 		}
 	case 0, 43, 44, 51, 60, 135, 139, 140: // what is behind so many headers?

@@ -63,7 +63,7 @@ func (p *port) ndp(h header.IPv6, m header.ICMPv6, body link.Span, src mac) bool
 		}
 		target := netip.AddrFrom16([16]byte(m[8:24]))
 		if !p.net.isOurs(target) {
-			if from.IsUnspecified() && p.net.cfg.Prefix6.Contains(target) {
+			if from.IsUnspecified() && p.net.cfg.Prefix6.Contains(target) && p.net.mayBe(p, target, src) == flows.ReasonNone {
 				// A guest that tests an address of its own for duplicates (RFC 4862 §5.4.2) may be silent as that
 				// address for long, and is to be found by it and by name all the same.
 				p.net.seg.learnAddr(p, target, src)
@@ -135,6 +135,9 @@ func (n *Network) advertisement(router bool, mtu int, to netip.Addr, toMAC mac) 
 	f, m := n.icmp6(n.linkLocal, to, toMAC, header.ICMPv6RouterAdvert, size)
 	m[4] = 64   // hop limit (RFC 1700)
 	m[5] = 0x40 // O: DHCPv6 has more to tell; addresses are the guest's to make
+	if n.cfg.StrictLeases {
+		m[5] = 0xc0 // M: DHCPv6 gives the addresses, too
+	}
 	if router { // a guest must not be handed a default route to nowhere
 		binary.BigEndian.PutUint16(m[6:], uint16(routerLifetime.Seconds()))
 	}
@@ -148,6 +151,9 @@ func (n *Network) advertisement(router bool, mtu int, to netip.Addr, toMAC mac) 
 		o = o[8:]
 	}
 	o[0], o[1], o[2], o[3] = 3, 4, 64, 0xc0 // prefix, on link, autonomous
+	if n.cfg.StrictLeases {
+		o[3] = 0x80
+	}
 	binary.BigEndian.PutUint32(o[4:], uint32(validLifetime.Seconds()))
 	binary.BigEndian.PutUint32(o[8:], uint32(preferredLifetime.Seconds()))
 	copy(o[16:], n.cfg.Prefix6.Addr().AsSlice())

@@ -26,7 +26,8 @@ type Network struct {
 	log        *slog.Logger
 	since      time.Time
 	gatewayMAC mac
-	linkLocal  netip.Addr // the gateway's
+	linkLocal  netip.Addr         // the gateway's
+	reserved   map[netip.Addr]mac // cfg.Static, by address
 
 	flows    *flows.Table
 	dhcp     *dhcp.Server

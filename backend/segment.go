@@ -3,8 +3,9 @@ package backend
 // Station 3, the segment: the switch between the ports. It learns which MAC and which address lives on which port,
 // carries frames between guests and never waits for one: another port's queue takes a frame or drops it.
 //
-// All of it is under seg.mu. A MAC or address belongs to the port that showed it first, until that port goes; a port
-// keeps at most perPort of each, so spoofed ones fill their own port's share and evict nobody else's.
+// All of it is under seg.mu. A MAC or address belongs to the port that showed it first, until that port goes; a lease
+// outweighs that. A port keeps at most perPort of each, so spoofed ones fill their own port's share and evict nobody
+// else's, and none that is leased.
 
 import (
 	"net/netip"
@@ -41,8 +42,9 @@ type segment struct {
 }
 
 type neighbour struct {
-	port *port
-	mac  mac
+	port   *port
+	mac    mac
+	leased bool // to the port, with that MAC
 }
 
 // shown is what a port has shown, oldest first.
@@ -114,17 +116,17 @@ func (s *segment) learnAddr(p *port, a netip.Addr, m mac) bool {
 	s.mu.RLock()
 	n, ok := s.neigh[a]
 	s.mu.RUnlock()
-	if ok && n == (neighbour{p, m}) {
+	if ok && n.port == p && n.mac == m {
 		return true
 	}
-	if !s.noteAddr(p, a, m) {
+	if !s.noteAddr(p, a, m, false) {
 		return false
 	}
 	s.onShown(a, m)
 	return true
 }
 
-func (s *segment) noteAddr(p *port, a netip.Addr, m mac) bool {
+func (s *segment) noteAddr(p *port, a netip.Addr, m mac, leased bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v := s.seen[p]
@@ -137,12 +139,15 @@ func (s *segment) noteAddr(p *port, a netip.Addr, m mac) bool {
 	}
 	if !ok {
 		if len(v.addrs) >= perPort {
-			delete(s.neigh, v.addrs[0])
-			v.addrs = slices.Delete(v.addrs, 0, 1)
+			// There is one: DHCP leases a port fewer.
+			if i := slices.IndexFunc(v.addrs, func(b netip.Addr) bool { return !s.neigh[b].leased }); i >= 0 {
+				delete(s.neigh, v.addrs[i])
+				v.addrs = slices.Delete(v.addrs, i, i+1)
+			}
 		}
 		v.addrs = append(v.addrs, a)
 	}
-	s.neigh[a] = neighbour{p, m}
+	s.neigh[a] = neighbour{p, m, leased || n.leased}
 	s.gen.Add(1)
 	for _, w := range s.waiters[a] {
 		close(w)
@@ -168,7 +173,7 @@ func (s *segment) give(a netip.Addr, id string, m mac) {
 		delete(s.neigh, a)
 	}
 	s.mu.Unlock()
-	s.noteAddr(p, a, m)
+	s.noteAddr(p, a, m, true)
 }
 
 // forget takes an address from whom showed it: its lease was released.

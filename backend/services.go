@@ -33,6 +33,7 @@ const (
 func (n *Network) startServices() error {
 	c := &n.cfg
 	static := map[dhcp.MAC]dhcp.Reservation{}
+	n.reserved = map[netip.Addr]mac{}
 	for m, addrs := range c.Static {
 		hw, err := net.ParseMAC(m)
 		if err != nil || len(hw) != 6 {
@@ -40,6 +41,7 @@ func (n *Network) startServices() error {
 		}
 		r := static[dhcp.MAC(hw)]
 		for _, a := range addrs {
+			n.reserved[a] = macOf(hw)
 			if a.Is4() {
 				r.Addr = a
 			} else {

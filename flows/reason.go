@@ -35,7 +35,8 @@ const (
 	// Frames and packets.
 	ReasonQueueFull   // the guest does not read: its queue is full
 	ReasonMalformed   // too short, too long or contradicting itself
-	ReasonSpoofed     // a frame from the gateway's MAC, or an address of the gateway's
+	ReasonSpoofed     // as the gateway, as another guest, or with strict leases as anybody that it was not made
+	ReasonIsolated    // to another guest, and guests are kept from one another
 	ReasonMACLimit    // more source MACs on one wire than are kept
 	ReasonUnsupported // a protocol that is not carried
 	ReasonRateLimit   // too many of a kind at once: pings, DNS queries, DHCP requests
@@ -68,6 +69,7 @@ var reasonNames = [numReasons]string{
 	ReasonQueueFull:    "queue-full",
 	ReasonMalformed:    "malformed",
 	ReasonSpoofed:      "spoofed",
+	ReasonIsolated:     "isolated",
 	ReasonMACLimit:     "mac-limit",
 	ReasonUnsupported:  "unsupported",
 	ReasonRateLimit:    "rate-limit",

@@ -59,6 +59,7 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 	fs.BoolVar(&c.NoHostLoopback, "no-host-loopback", false, "keep guests from the host's loopback, which the gateway's address leads to")
 	fs.StringArrayVar(&n.openLL, "open-link-local", nil, "link-local `PREFIX` that guests may reach, as 169.254.169.254/32; may be repeated")
 	fs.BoolVar(&c.Isolate, "isolate", false, "keep guests from one another")
+	fs.BoolVar(&c.StrictLeases, "strict-leases", false, "let guests send only as what DHCP or --static gave them, by DHCPv6 for IPv6 (default: an address that nobody has is the first one's who shows it)")
 	fs.StringVar(&c.StateDir, "state-dir", "", "`FOLDER` where leases survive a restart (default: they do not)")
 	fs.BoolVar(&n.profile, "pprof", false, "Go's profiles of the daemon on the control socket, under /v1/debug/pprof/")
 	n.logLevel = level
