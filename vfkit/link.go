@@ -71,6 +71,7 @@ func (w *wire) ReadFrames(b *link.Batch) error {
 	if w.buf == nil {
 		w.buf = make([]byte, longest)
 	}
+	b.Overrun += int(w.lost.Swap(0))
 	for {
 		n, err := w.c.Read(w.buf)
 		switch {

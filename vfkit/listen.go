@@ -380,6 +380,13 @@ func (p *peer) malformed() {
 	p.mu.Unlock()
 }
 
+// overrun counts a frame that could not be sent.
+func (p *peer) overrun() {
+	p.mu.Lock()
+	p.lost++
+	p.mu.Unlock()
+}
+
 func (p *peer) ReadFrames(b *link.Batch) error {
 	p.mu.Lock()
 	for len(p.in) == 0 && p.over == nil {

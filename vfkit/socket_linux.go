@@ -145,7 +145,7 @@ func (s *socket) closedPorts() {
 // sender is how frames get to p.
 func (s *socket) sender(p *peer) (sender, error) {
 	if s.l.udp {
-		return newShared(s, p.name), nil
+		return newShared(p), nil
 	}
 	fd, err := connectUnix(p.name)
 	switch {
@@ -157,12 +157,12 @@ func (s *socket) sender(p *peer) (sender, error) {
 			f.Close()
 			return nil, err
 		}
-		own := &own{f: f, rc: rc}
+		own := &own{p: p, f: f, rc: rc}
 		own.init(unix.SYS_SENDMMSG)
 		own.msgs = make([]mmsg, atOnce)
 		return own, nil
 	case err == unix.EPERM: // it is connected, to our socket as far as we know
-		return newShared(s, p.name), nil
+		return newShared(p), nil
 	case err == unix.ENOENT:
 		return nil, fmt.Errorf("%w: a VMM's socket needs a whole path, from the root, that is the same here", err)
 	case err == unix.EACCES:
@@ -198,6 +198,7 @@ func (s *socket) there(name []byte) bool {
 
 // own sends from a socket of the guest's own.
 type own struct {
+	p  *peer
 	f  *os.File
 	rc syscall.RawConn
 	call
@@ -219,6 +220,7 @@ func (o *own) send(frames []link.Frame, _ <-chan struct{}) (done int, err error)
 			case unix.EAGAIN:
 				return false
 			case unix.EMSGSIZE:
+				o.p.overrun()
 				done++
 			default:
 				err = o.errno
@@ -235,29 +237,28 @@ func (o *own) send(frames []link.Frame, _ <-chan struct{}) (done int, err error)
 
 // shared sends from a Listener's socket.
 type shared struct {
-	s  *socket
-	to []byte
+	p *peer
 	call
 	iov   []unix.Iovec
 	parts [atOnce]int
 }
 
-func newShared(s *socket, to []byte) *shared {
-	x := &shared{s: s, to: to}
+func newShared(p *peer) *shared {
+	x := &shared{p: p}
 	x.init(unix.SYS_SENDMMSG)
 	x.msgs = make([]mmsg, atOnce)
 	return x
 }
 
-func (x *shared) shares() bool { return !x.s.l.udp }
+func (x *shared) shares() bool { return !x.p.l.udp }
 func (x *shared) close()       {}
 
 func (x *shared) send(frames []link.Frame, done <-chan struct{}) (n int, err error) {
 	var p pause
 	for n < len(frames) {
-		x.compose(frames[n:], &x.iov, &x.parts, x.to)
+		x.compose(frames[n:], &x.iov, &x.parts, x.p.name)
 		// Not rc.Write: one guest's writer waits there for another's.
-		if x.s.rc.Control(x.bound) != nil {
+		if x.p.s.rc.Control(x.bound) != nil {
 			return n, net.ErrClosed
 		}
 		switch {
@@ -268,7 +269,8 @@ func (x *shared) send(frames []link.Frame, done <-chan struct{}) (n int, err err
 			if !p.wait(done) {
 				return n, net.ErrClosed
 			}
-		case x.errno == unix.EMSGSIZE, x.s.l.udp: // and what ICMP has said of another guest
+		case x.errno == unix.EMSGSIZE, x.p.l.udp: // and what ICMP has said, perhaps of another guest
+			x.p.overrun()
 			n++
 		default:
 			return n, x.errno

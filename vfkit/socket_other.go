@@ -51,7 +51,7 @@ func (s *socket) address(name []byte) (net.Addr, error) {
 
 func (s *socket) sender(p *peer) (sender, error) {
 	to, err := s.address(p.name)
-	return &shared{s: s, to: to}, err
+	return &shared{p: p, to: to}, err
 }
 
 // there says whether anybody is at a name, as far as that can be seen.
@@ -69,7 +69,7 @@ func (s *socket) there(name []byte) bool {
 // shared sends from a Listener's socket. What waits to be read is counted as the receiver's here, so nobody fills it for
 // others.
 type shared struct {
-	s   *socket
+	p   *peer
 	to  net.Addr
 	all []byte
 }
@@ -82,15 +82,18 @@ func (x *shared) send(frames []link.Frame, done <-chan struct{}) (int, error) {
 	for i := range frames {
 		x.all = frames[i].AppendTo(x.all[:0])
 		for {
-			_, err := x.s.c.WriteTo(x.all, x.to)
+			_, err := x.p.s.c.WriteTo(x.all, x.to)
 			if full(err) {
 				if !p.wait(done) {
 					return i, net.ErrClosed
 				}
 				continue
 			}
-			if err != nil && !errors.Is(err, syscall.EMSGSIZE) && !(x.s.l.udp && gone(err)) {
-				return i, err
+			if err != nil {
+				if !errors.Is(err, syscall.EMSGSIZE) && !(x.p.l.udp && gone(err)) {
+					return i, err
+				}
+				x.p.overrun()
 			}
 			break
 		}
