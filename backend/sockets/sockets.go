@@ -85,15 +85,23 @@ func Name(err error, closed bool) error {
 	return op
 }
 
+// named is a stack's error as the system names it.
+func named(terr tcpip.Error) error {
+	if n := errnos[terr.String()]; n != nil {
+		return n
+	}
+	return errors.New(terr.String())
+}
+
 func fail(op, network string, src, dst netip.AddrPort, terr tcpip.Error) error {
-	e := &net.OpError{Op: op, Net: network, Err: errors.New(terr.String())}
+	e := &net.OpError{Op: op, Net: network, Err: named(terr)}
 	if src.IsValid() {
 		e.Source = addr(network, src)
 	}
 	if dst.IsValid() {
 		e.Addr = addr(network, dst)
 	}
-	return Name(e, false)
+	return e
 }
 
 func addr(network string, a netip.AddrPort) net.Addr {
