@@ -153,6 +153,18 @@ func TestEveryFramingWrites(t *testing.T) {
 	}
 }
 
+// A frame that 16 bits cannot say is refused before a byte of its lot is written.
+func TestTooLongToSay(t *testing.T) {
+	for _, f := range every {
+		wrote := 0
+		l := f.make(halves{Writer: writeFunc(func(b []byte) (int, error) { wrote += len(b); return len(b), nil })})
+		n, err := l.WriteFrames([]link.Frame{link.NewFrame(pattern(60, 1)), link.NewFrame(pattern(65536, 2))})
+		if ok := f.most > 0xffff; ok != (err == nil) || !ok && (n != 0 || wrote != 0) {
+			t.Errorf("%s: %d frames and %d bytes written, %v", f.name, n, wrote, err)
+		}
+	}
+}
+
 type writeFunc func([]byte) (int, error)
 
 func (f writeFunc) Write(b []byte) (int, error) { return f(b) }

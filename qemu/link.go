@@ -84,6 +84,20 @@ func (s *stream) length(p []byte) uint32 {
 	return uint32(binary.BigEndian.Uint16(p))
 }
 
+// fit refuses frames whose lengths cannot be said: the peer would take their middle for lengths. Who looks at MaxFrame
+// has none.
+func (s *stream) fit(frames []link.Frame) error {
+	if s.prefix == 4 {
+		return nil
+	}
+	for i := range frames {
+		if n := frames[i].Len(); n > 0xffff {
+			return fmt.Errorf("qemu: frame of %d bytes: 16 bits of length say 65535 at most", n)
+		}
+	}
+	return nil
+}
+
 // announce puts a frame's length before its head, and returns both.
 func (s *stream) announce(f *link.Frame) []byte {
 	head := f.Head[link.Headroom-s.prefix:]
@@ -160,6 +174,9 @@ func (s *stream) cut(b *link.Batch) error {
 }
 
 func (s *stream) WriteFrames(frames []link.Frame) (int, error) {
+	if err := s.fit(frames); err != nil {
+		return 0, err
+	}
 	most := 512 // frames a call: two pieces each fill one writev (IOV_MAX is 1024)
 	if s.apart && !s.vectors {
 		most = 1

@@ -74,6 +74,9 @@ func (p *polled) TryReadFrames(b *link.Batch) error {
 }
 
 func (p *polled) TryWriteFrames(frames []link.Frame) (int, error) {
+	if err := p.fit(frames); err != nil {
+		return 0, err
+	}
 	for done := 0; ; {
 		vec := p.out.vec[:0]
 		want := 0
