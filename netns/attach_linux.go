@@ -58,8 +58,8 @@ func Attach(ctx context.Context, cfg Config) (*TAP, error) {
 	e.back = []int{tun, route, packet}
 	// Nobody else can have the address of a wire that has just been made, and whoever starts a program now does not
 	// want to wait the second that it takes to ask (RFC 4862 §5.4), or the one before it asks for a router (§5.5.1).
-	for _, key := range []string{"accept_dad", "router_solicitation_delay"} {
-		e.write("/proc/sys/net/ipv6/conf/"+cfg.Name+"/"+key, "0")
+	for _, s := range [][2]string{{"accept_dad", "0"}, {"router_solicitation_delay", "0"}, {"accept_ra", "2"}} { // also one that forwards
+		e.write("/proc/sys/net/ipv6/conf/"+cfg.Name+"/"+s[0], s[1])
 	}
 	if cfg.Ping { // as wide as the namespace's groups allow; what is refused leaves what was
 		gid := strconv.Itoa(os.Getgid())

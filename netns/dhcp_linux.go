@@ -163,11 +163,38 @@ func (c *client) discover(ctx context.Context) (Lease, error) {
 	}
 }
 
+// Renew has Keep ask now whether the lease still holds: the network may be another one, or have forgotten.
+func (t *TAP) Renew() {
+	select {
+	case t.renew <- struct{}{}:
+	default:
+	}
+	t.packet.SetReadDeadline(time.Unix(1, 0)) // a question that waits for its answer is asked again
+}
+
+// renewTime is how long Renew's answer is waited for before a lease is asked for anew.
+const renewTime = 4 * firstWait
+
 // extend waits until the lease is to be renewed and has it renewed (RFC 2131 §4.4.5).
 func (c *client) extend(ctx context.Context, l Lease) (Lease, error) {
 	got := time.Now()
-	if err := sleep(ctx, max(l.Renew, leastRenew)); err != nil {
-		return l, err
+	timer := time.NewTimer(max(l.Renew, leastRenew))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return l, ctx.Err()
+	case <-c.t.renew:
+		r, err := c.message(dhcpv4.MessageTypeRequest)
+		if err != nil {
+			return l, err
+		}
+		r.ClientIPAddr = l.Addr.Addr().AsSlice()
+		ack, err := c.ask(ctx, r, netip.AddrPort{}, dhcpv4.MessageTypeAck, time.Now().Add(renewTime))
+		if err != nil {
+			return l, err
+		}
+		return leaseOf(ack)
+	case <-timer.C:
 	}
 	for _, p := range []struct {
 		to    netip.Addr
@@ -191,17 +218,6 @@ func (c *client) extend(ctx context.Context, l Lease) (Lease, error) {
 		}
 	}
 	return l, os.ErrDeadlineExceeded
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
 
 func (c *client) message(kind dhcpv4.MessageType) (*dhcpv4.DHCPv4, error) {
@@ -253,6 +269,12 @@ func (c *client) ask(ctx context.Context, m *dhcpv4.DHCPv4, to netip.AddrPort, w
 				return nil, errRefused
 			}
 		}
+		select {
+		case <-c.t.renew:
+			wait = firstWait / 2
+			continue
+		default:
+		}
 		if !until.IsZero() && !time.Now().Before(until) {
 			return nil, os.ErrDeadlineExceeded
 		}
@@ -267,6 +289,9 @@ func (c *client) receive(ctx context.Context, until time.Time) (*dhcpv4.DHCPv4, 
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, nil, err
+		}
+		if len(c.t.renew) > 0 {
+			return nil, nil, os.ErrDeadlineExceeded
 		}
 		m, err := p.Read(c.buf)
 		switch {

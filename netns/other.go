@@ -37,6 +37,7 @@ func (*TAP) Close() error                                     { return nil }
 func (*TAP) Addrs() ([]netip.Prefix, error)                   { return nil, ErrLinux }
 func (*TAP) AddAddr(netip.Prefix) error                       { return ErrLinux }
 func (*TAP) AddRoute(netip.Addr) error                        { return ErrLinux }
+func (*TAP) Renew()                                           {}
 func (*TAP) Remove() error                                    { return ErrLinux }
 func (*TAP) SetMTU(int) error                                 { return ErrLinux }
 func (*TAP) Await6(context.Context)                           {}

@@ -40,6 +40,7 @@ type TAP struct {
 	rc     syscall.RawConn
 	route  *netlink
 	packet *os.File // packet socket for DHCP
+	renew  chan struct{}
 	gives  link.Offloads
 	once   sync.Once
 	done   error
@@ -56,7 +57,7 @@ var (
 
 // newTAP takes over the descriptor of a TAP with IFF_VNET_HDR.
 func newTAP(fd int, offloads bool) (*TAP, error) {
-	t := &TAP{}
+	t := &TAP{renew: make(chan struct{}, 1)}
 	if err := unix.SetNonblock(fd, true); err != nil { // else os.NewFile would not let Close wake a reader
 		unix.Close(fd)
 		return nil, err
