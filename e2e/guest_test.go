@@ -77,10 +77,10 @@ type transport struct {
 }
 
 // transports is the matrix's rows.
-var transports = slices.Concat(qemuRows, streamRows)
+var transports = slices.Concat(qemuRows, streamRows, datagramRows)
 
 var (
-	qemuUnix   = transport{name: "qemu-unix", needs: vmNeed, starts: inQEMU, boots: true, door: unixDoor, bytes: 10_000_000, parallel: 20}
+	qemuUnix   = transport{name: "qemu-unix", needs: vmNeed, starts: inQEMU, boots: true, door: unixDoor, bytes: 100_000_000, parallel: 20}
 	kernelUnix = transport{name: "kernel-unix", starts: inNamespace, door: unixDoor, bytes: 100_000_000, parallel: 200}
 	kernelTCP  = transport{name: "kernel-tcp", starts: inNamespace, door: tcpDoor, bytes: 100_000_000, parallel: 200}
 )
@@ -88,8 +88,8 @@ var (
 // qemuRows are QEMU's own framing at its plainest doors.
 var qemuRows = []transport{
 	qemuUnix,
-	{name: "qemu-tcp", needs: vmNeed, starts: inQEMU, boots: true, door: tcpDoor, bytes: 1_000_000, parallel: 5},
-	{name: "qemu-fd", needs: vmNeed, starts: inQEMU, boots: true, single: true, door: fdDoor, bytes: 1_000_000, parallel: 5},
+	{name: "qemu-tcp", needs: vmNeed, starts: inQEMU, boots: true, door: tcpDoor, bytes: 100_000_000, parallel: 5},
+	{name: "qemu-fd", needs: vmNeed, starts: inQEMU, boots: true, single: true, door: fdDoor, bytes: 100_000_000, parallel: 5},
 	kernelUnix,
 	kernelTCP,
 	{name: "kernel-fd", starts: inNamespace, single: true, door: fdDoor, bytes: 10_000_000, parallel: 200},
@@ -140,6 +140,8 @@ type attach struct {
 	dial    func() (net.Conn, error)                // how a guest in a namespace comes by its stream
 	framing stream.Framing                          // how frames stand on it; the zero one is QEMU's
 	nd      *vm.Netdev                              // what QEMU is given
+	ndFor   func(*testing.T) vm.Netdev              // the same, each guest its own
+	open    bool                                    // QEMU makes a socket that the daemon, another user, is to write to
 	tie     func(*testing.T, *os.File) (cut func()) // what a guest's TAP in a namespace is tied to, where that is no stream
 	guest   *kernelGuest                            // the guest itself, where it was there before the door
 }
@@ -184,13 +186,19 @@ func inNamespace(t *testing.T, l *lab, at attach, name string, mac net.HardwareA
 // inQEMU starts a guest in a QEMU.
 func inQEMU(t *testing.T, l *lab, at attach, name string, mac net.HardwareAddr) Guest {
 	t.Helper()
-	return startQEMU(t, l, vm.Config{Name: name, NICs: []vm.NIC{{Netdev: at.netdev(t), MAC: mac}}})
+	cfg := vm.Config{Name: name, NICs: []vm.NIC{{Netdev: at.netdev(t), MAC: mac}}}
+	if at.open {
+		cfg.Wrap = []string{"sh", "-c", "umask 0; exec \"$@\"", "sh"}
+	}
+	return startQEMU(t, l, cfg)
 }
 
 func (a attach) netdev(t *testing.T) vm.Netdev {
 	switch {
 	case a.nd != nil:
 		return *a.nd
+	case a.ndFor != nil:
+		return a.ndFor(t)
 	case a.tcp != "":
 		return vm.StreamTCP(netip.MustParseAddrPort(a.tcp))
 	case a.file != nil:
