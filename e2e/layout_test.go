@@ -52,7 +52,7 @@ var rooms = []room{
 	{"backend/sockets", []string{gvisor}, nil,
 		"package net over a gVisor stack, for whoever has one: it knows no network"},
 	{"backend", []string{"backend/link", "backend/egress", "backend/checksum", "backend/sockets", "flows", "dhcp", "dns", "portforward", gvisor},
-		[]string{"backend/backendtest", "qemu"},
+		[]string{"backend/backendtest", "backend/guest", "qemu"},
 		"wires the rooms together; transports come to it as links (a test may take a real one), control looks at it from outside"},
 	{"backend/guest", []string{"backend/link", "backend/egress", "backend/sockets", gvisor}, []string{"backend", "portforward", "qemu"},
 		"the far end of a wire, for programs: it sees a network as a guest does, and may come from another machine"},
