@@ -269,6 +269,7 @@ type daemon struct {
 	*process
 	lab     *lab
 	control string
+	network string // the one meant, where it has several
 	unix    string // where guests plug in; "" where not at a unix socket
 	tcp     string // the same for TCP
 }
@@ -330,6 +331,9 @@ func (d *daemon) cli(args ...string) (stdout, stderr string, code int) {
 	b, err := vmnetd()
 	if err != nil {
 		return "", err.Error(), -1
+	}
+	if d.network != "" {
+		args = append(args, "--network", d.network)
 	}
 	cmd := exec.Command(b, append(args, "--control", d.control)...)
 	var out, errs bytes.Buffer
