@@ -3,6 +3,7 @@ package main
 // Doors where a frame is a datagram: vfkit's sockets, QEMU's -netdev dgram and UDP tunnels, and seqpacket "bess".
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -60,7 +61,7 @@ func (d *door) packets(a address) (o vfkit.Options, err error) {
 // known adds what is known once there is a network: Apple's and libkrun's guests have buffers of their MTU.
 func (d *door) known(o vfkit.Options) vfkit.Options {
 	if d.framing.name == "vfkit" {
-		o.MTU = d.told
+		o.MTU = cmp.Or(d.told, ethernetMTU)
 	}
 	return o
 }
