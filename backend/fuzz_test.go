@@ -56,6 +56,9 @@ func hostile() map[string][][]byte {
 		"3 advertisement and redirect":     {join([]Layer{Ethernet{Src: src, Dst: MulticastMAC(all)}, IPv6{Src: ll, Dst: all}}, RouterAdvert(src, 1800, prefix6)...), join([]Layer{gw, IPv6{Src: ll, Dst: gateway6}}, ICMP{Type: 137}, Payload(make([]byte, 32)))},
 		"3 solicitation, cut":              {join([]Layer{gw, IPv6{Src: ll, Dst: gateway6}}, ICMP{Type: 135}, Payload(make([]byte, 3)))},
 		"3 solicitation, option of none":   {join([]Layer{gw, IPv6{Src: ll, Dst: gateway6}}, ICMP{Type: 135}, Payload(append(gateway6.AsSlice(), 1, 0, 0, 0, 0, 0, 0, 0)))},
+		"3 neighbours' MACs":               {join([]Layer{gw, IPv6{Src: ll, Dst: all}}, NeighborAdvert(ll, gatewayMAC)...), join([]Layer{gw, IPv6{Src: ll, Dst: all}}, ICMP{Type: 135}, Payload(append(all.AsSlice(), append([]byte{14, 30}, make([]byte, 238)...)...)))},
+		"3 neighbours' options, cut":       {join([]Layer{gw, IPv6{Src: ll, Dst: all, PayloadLength: 60000}}, ICMP{Type: 136}, Payload(append(all.AsSlice(), 14, 1, 0, 0, 0, 0, 0, 0, 2, 1)))},
+		"3 ARP of another's MAC":           {Build(gw, ARP{Sender: me4, SenderMAC: gatewayMAC, Target: me4})},
 		"4 header of 4 words":              {Build(gw, IPv4{Src: me4, Dst: gateway4, HeaderWords: 4}, UDP{SrcPort: 1, DstPort: 2})},
 		"4 header of 15 words":             {Build(gw, IPv4{Src: me4, Dst: gateway4, HeaderWords: 15}, UDP{SrcPort: 1, DstPort: 2})},
 		"4 longer than it is":              {Build(gw, IPv4{Src: me4, Dst: gateway4, TotalLength: 65535}, ICMP{Type: 8}), Build(gw, IPv6{Src: me6, Dst: gateway6, PayloadLength: 65535}, ICMP{Type: 128})},
@@ -183,8 +186,9 @@ func FuzzFrames(f *testing.F) {
 		if len(b) < 14 || len(b) > link.MaxFrame {
 			return // the framing's to refuse
 		}
-		// As it is; and with what makes it get further: to the gateway, from a MAC of its own.
-		w.send(t, b, Patch(b, 0, append(append([]byte{}, gatewayMAC...), 2, 0, 0, 0, 0, 0x66)...))
+		// As it is; and with what makes it get further: to the gateway and to another guest, from a MAC of its own.
+		w.send(t, b, Patch(b, 0, append(append([]byte{}, gatewayMAC...), 2, 0, 0, 0, 0, 0x66)...),
+			Patch(b, 0, append(w.bystander.MAC(), 2, 0, 0, 0, 0, 0x66)...))
 		w.check(t)
 	})
 }

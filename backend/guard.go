@@ -183,7 +183,11 @@ walk:
 		}
 		if t == header.ICMPv6NeighborSolicit || t == header.ICMPv6NeighborAdvert {
 			// Whose MAC does it tell of? (RFC 4861 §4.6.1)
-			for o := off + 24; ; {
+			end := header.IPv6MinimumSize
+			if b = at(4, 2); b != nil {
+				end += int(binary.BigEndian.Uint16(b)) // what follows is padding
+			}
+			for o := off + 24; o+8 <= end; {
 				if b = at(o, 8); b == nil {
 					break
 				}
