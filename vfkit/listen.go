@@ -34,11 +34,12 @@ const (
 	silentWords = 10 * time.Second
 	fewWords    = 3
 
-	// inMost is how many bytes of a guest wait for it to be served before its frames are dropped: what a Batch reads at
-	// a time.
-	inMost = 256 << 10
-	// inKeep is how much memory a guest with little to say keeps for that.
+	// inMost is how many bytes of a guest wait for it to be served before its frames are dropped: what a sender may have
+	// unread in a unix socket by default, twice.
+	inMost = 512 << 10
+	// inKeep is how much memory a guest keeps for that whose last inCalm reads fit in it.
 	inKeep = 16 << 10
+	inCalm = 64
 
 	// refusedTime is how long after a guest's wire has failed nobody new is made of its address.
 	refusedTime = time.Second
@@ -339,11 +340,14 @@ type peer struct {
 	mu    sync.Mutex
 	wake  sync.Cond // on mu
 	in    []byte    // frames behind their lengths in 32 bits
-	spare []byte
-	wrong int   // malformed ones
-	lost  int   // that found no room
-	over  error // what reads and writes end with
+	wrong int       // malformed ones
+	lost  int       // that found no room
+	over  error     // what reads and writes end with
 	done  chan struct{}
+
+	// Of the one reader:
+	spare []byte // to be in next
+	calm  int    // reads in a row that were short
 }
 
 var (
@@ -390,9 +394,6 @@ func (p *peer) overrun() {
 func (p *peer) ReadFrames(b *link.Batch) error {
 	p.mu.Lock()
 	for len(p.in) == 0 && p.over == nil {
-		if cap(p.spare) > inKeep {
-			p.spare = nil
-		}
 		p.wake.Wait()
 	}
 	if len(p.in) == 0 || errors.Is(p.over, net.ErrClosed) {
@@ -401,6 +402,9 @@ func (p *peer) ReadFrames(b *link.Batch) error {
 		return err
 	}
 	in := p.in
+	if p.calm++; len(in) > inKeep {
+		p.calm = 0
+	}
 	p.in = p.spare[:0]
 	b.Malformed += p.wrong
 	b.Overrun += p.lost
@@ -412,7 +416,10 @@ func (p *peer) ReadFrames(b *link.Batch) error {
 		b.Take(0, n)
 		rest = rest[4+n:]
 	}
-	p.spare = in // the one reader's, but while it holds mu
+	p.spare = in
+	if p.calm >= inCalm && cap(in) > 2*inKeep { // twice: append makes a little more than it was asked for
+		p.spare = nil
+	}
 	return nil
 }
 

@@ -228,6 +228,7 @@ func TestDeafGuest(t *testing.T) {
 			c := b.client(t, "good", connected)
 			b.send(t, c, []byte(greeting))
 			l, _ := b.accept(t)
+			defer time.AfterFunc(patience, func() { l.Close() }).Stop()
 			for n := range 500 {
 				f := pattern(60000, n)
 				write(t, l, f)
@@ -348,7 +349,9 @@ func TestFloodOfAddresses(t *testing.T) {
 	l := Listen(c, Options{Refused: func(error) { refused++ }})
 	defer l.Close()
 	s := l.sockets[0]
-	name := func(i int) []byte { return []byte{unix.AF_INET, 0, byte(i >> 8), byte(i), 127, 0, byte(i >> 16), 1, 0, 0, 0, 0, 0, 0, 0, 0} }
+	name := func(i int) []byte {
+		return []byte{unix.AF_INET, 0, byte(i >> 8), byte(i), 127, 0, byte(i >> 16), 1, 0, 0, 0, 0, 0, 0, 0, 0}
+	}
 	take := func() (n int) {
 		for {
 			select {
