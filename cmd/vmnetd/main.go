@@ -6,7 +6,7 @@
 //
 // The commands that look and change speak to a daemon's control socket and to nothing else; what they can do, any
 // program can (package backend/control). What is here is flags, files and signals: serve.go and run.go are the two
-// daemons, listen.go is where guests plug in, inspect.go is the rest.
+// daemons, door.go is where guests plug in (stream.go, datagram.go, netns.go how), inspect.go is the rest.
 package main
 
 import (
