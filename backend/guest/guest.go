@@ -99,7 +99,6 @@ type Guest struct {
 
 	mu       sync.Mutex
 	addrs    []netip.Prefix
-	auto     []netip.Prefix // of addrs, those that the stack made itself
 	onLink   []netip.Prefix // advertised
 	gateway4 netip.Addr
 	gateway6 netip.Addr

@@ -162,19 +162,6 @@ type linkListener interface {
 	Addr() net.Addr
 }
 
-// links is such a listener's guests.
-func links(l linkListener) accepter { return linkAccepter{l} }
-
-type linkAccepter struct{ linkListener }
-
-func (a linkAccepter) accept() (*caller, error) {
-	l, peer, err := a.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return whole(l, peer), nil
-}
-
 // whole is a guest whose link needs no handshake.
 func whole(l link.Link, peer string) *caller {
 	return &caller{peer, func() (link.Link, error) { return l, nil }, func() { l.Close() }}

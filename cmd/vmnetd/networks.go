@@ -109,7 +109,7 @@ func checkName(name string) error {
 	if name == "" || name[0] == '.' || name[0] == '-' || len(name) > 64 || strings.ContainsFunc(name, func(r rune) bool {
 		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.", r)
 	}) {
-		return fmt.Errorf("a network's name %q: want up to 64 letters, digits, - _ and .", name)
+		return fmt.Errorf("a network's name %q: want up to 64 letters, digits, dots, - and _", name)
 	}
 	return nil
 }
