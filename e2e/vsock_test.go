@@ -46,21 +46,32 @@ func TestVsock(t *testing.T) {
 		}
 		return nil
 	})
-	for _, f := range []stream.Framing{stream.QEMU, stream.Forwarder, stream.HyperKit, stream.VDE} {
-		t.Run(f.Name, func(t *testing.T) {
-			port := 1024
-			if f.Name == "vde" {
-				port = 1025
-			}
-			p := g.MustStart(t, "exec guest tap -framing %s -iface eth0 vsock:1:%d", f.Name, port)
-			wait(t, "the TAP", func() error {
+	tap := func(f stream.Framing, port int) string {
+		return fmt.Sprintf("guest tap -framing %s -iface eth0 vsock:1:%d", f.Name, port)
+	}
+	for name, client := range map[string]string{
+		"qemu": tap(stream.QEMU, 1024), "connect": tap(stream.Forwarder, 1024), "hyperkit": tap(stream.HyperKit, 1024),
+		"vde": tap(stream.VDE, 1025), "vmnetd guest": "vmnetd guest --to vsock:1:1024 --ifname eth0",
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := g.MustStart(t, "exec %s >/run/client 2>&1", client)
+			wait(t, "the interface", func() error {
 				_, code, err := g.Run(t.Context(), "ip link set eth0 up")
 				if err == nil && code != 0 {
-					err = fmt.Errorf("exit status %d", code)
+					err = fmt.Errorf("exit status %d: %s", code, g.Must(t, "cat /run/client"))
 				}
 				return err
 			})
-			g.Must(t, "udhcpc -i eth0 -f -q -n -t 8 -T 1 -s /etc/udhcpc >/run/udhcpc.log 2>&1 || { cat /run/udhcpc.log; false; }")
+			if name == "vmnetd guest" {
+				wait(t, "its lease", func() error {
+					if out := g.Must(t, "ip -4 addr show eth0"); !strings.Contains(out, "inet 10.0.2.") {
+						return fmt.Errorf("%s%s", out, g.Must(t, "cat /run/client"))
+					}
+					return nil
+				})
+			} else {
+				g.Must(t, "udhcpc -i eth0 -f -q -n -t 8 -T 1 -s /etc/udhcpc >/run/udhcpc.log 2>&1 || { cat /run/udhcpc.log; false; }")
+			}
 			if got := g.Must(t, "vmnetd vm ls --control /run/v/vmnetd/control.sock"); !strings.Contains(got, "vsock:local:") {
 				t.Errorf("vm ls: %s", got)
 			}
