@@ -183,6 +183,8 @@ func (c *client) extend(ctx context.Context, l Lease) (Lease, error) {
 	select {
 	case <-ctx.Done():
 		return l, ctx.Err()
+	case <-c.t.closed:
+		return l, net.ErrClosed
 	case <-c.t.renew:
 		r, err := c.message(dhcpv4.MessageTypeRequest)
 		if err != nil {

@@ -41,6 +41,7 @@ type TAP struct {
 	route  *netlink
 	packet *os.File // packet socket for DHCP
 	renew  chan struct{}
+	closed chan struct{}
 	gives  link.Offloads
 	once   sync.Once
 	done   error
@@ -57,7 +58,7 @@ var (
 
 // newTAP takes over the descriptor of a TAP with IFF_VNET_HDR.
 func newTAP(fd int, offloads bool) (*TAP, error) {
-	t := &TAP{renew: make(chan struct{}, 1)}
+	t := &TAP{renew: make(chan struct{}, 1), closed: make(chan struct{})}
 	if err := unix.SetNonblock(fd, true); err != nil { // else os.NewFile would not let Close wake a reader
 		unix.Close(fd)
 		return nil, err
@@ -308,6 +309,7 @@ func (t *TAP) WriteFrames(frames []link.Frame) (int, error) {
 // Close takes the interface away and ends the wire.
 func (t *TAP) Close() error {
 	t.once.Do(func() {
+		close(t.closed)
 		t.done = t.file.Close()
 		if t.route != nil {
 			t.route.close()
