@@ -342,3 +342,30 @@ func TestStormOfEachKind(t *testing.T) {
 		})
 	}
 }
+
+// A guest that keeps its address over another wire, or over a restart of the daemon, asks nobody and has its lease.
+func TestStrictLeaseComesBack(t *testing.T) {
+	dir := t.TempDir()
+	c := backend.Config{StrictLeases: true, StateDir: dir}
+	n := start(t, c)
+	g := Plug(t, n, Config{}).Up(t)
+	mac, had := g.MAC(), g.Addr4()
+	again := func(n *backend.Network) *Guest {
+		t.Helper()
+		g := Plug(t, n, Config{MAC: mac, Gateway4: gateway4, Addrs: []netip.Prefix{netip.PrefixFrom(had, 24)}})
+		conn, err := g.Dial(patience(t), "tcp", families[0].listen(t, echo))
+		if err != nil {
+			t.Fatal(err)
+		}
+		roundTrip(t, conn, "hello")
+		conn.Close()
+		return g
+	}
+	g.Close()
+	eventually(t, "it is gone", func() bool { return len(n.Guests()) == 0 })
+	again(n).Close()
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again(start(t, c))
+}
