@@ -327,6 +327,8 @@ func TestStormOfEachKind(t *testing.T) {
 			for range 8000 {
 				a.Send(frame)
 			}
+			a.Sync(t)
+			b.Sync(t) // the burst that is let through may fill its queue
 			u := b.Watch(FromMAC(a.MAC()), EtherType(0x88b6))
 			a.Send(Build(Ethernet{Src: a.MAC(), Dst: b.MAC(), Type: 0x88b6}, Payload(make([]byte, 50))))
 			u.Expect(t)
