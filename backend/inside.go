@@ -30,12 +30,12 @@ import (
 )
 
 const (
-	// insideBacklog is how many guests' conversations may wait for Accept, half-open ones included: Linux's somaxconn
-	// of long. A SYN beyond it is dropped, and the guest sends it again.
+	// insideBacklog is how many of one guest's conversations may wait for Accept, half-open ones included: Linux's
+	// somaxconn of long. A SYN beyond it is dropped, and the guest sends it again.
 	insideBacklog = 128
-	// insideDatagrams is how many datagrams of all guests wait for ReadFrom: 256 of 1500 bytes are what a socket's
-	// default buffer of 212 KiB holds, with its own counting.
-	insideDatagrams = 256
+	// insideBytes is how much of one guest's datagrams may wait for ReadFrom, itemCost for each counted in: what a
+	// socket's default buffer (net.core.rmem_default) comes to.
+	insideBytes = 256 << 10
 	// firstFree to lastFree are the ports that a listener gets that names none (RFC 6335 §6).
 	firstFree, lastFree = 49152, 65535
 )
@@ -74,7 +74,7 @@ func (i *inside) has(p flows.Proto, a netip.AddrPort) bool {
 // in place of whoever has it in the world. Port 0 picks one. The policy of the network is not asked (one that
 // Config.Policy brings is).
 func (n *Network) Listen(network, address string) (net.Listener, error) {
-	l := &listener{net: n, conns: make(chan net.Conn, insideBacklog), done: make(chan struct{})}
+	l := &listener{net: n, conns: newWaiting[net.Conn](), done: make(chan struct{})}
 	at, err := n.listenOn(network, address, "tcp", func(at []netip.AddrPort) error {
 		return add(&n.inside, &n.inside.tcp, at, l)
 	})
@@ -88,7 +88,7 @@ func (n *Network) Listen(network, address string) (net.Listener, error) {
 // ListenPacket opens a UDP socket for guests' datagrams, as Listen does for TCP. Its ReadFrom gives the guest's address,
 // and WriteTo sends to a guest: from the address that the guest wrote to, where there are several.
 func (n *Network) ListenPacket(network, address string) (net.PacketConn, error) {
-	c := &packetConn{net: n, in: make(chan insideDatagram, insideDatagrams), done: make(chan struct{}), peers: map[netip.AddrPort]*insidePeer{}}
+	c := &packetConn{net: n, in: newWaiting[insideDatagram](), done: make(chan struct{}), peers: map[netip.AddrPort]*insidePeer{}}
 	c.deadline.Init()
 	at, err := n.listenOn(network, address, "udp", func(at []netip.AddrPort) error {
 		c.at = at // before any datagram
@@ -263,33 +263,101 @@ func (i *inside) sweep() {
 	}
 }
 
+// waiting is what guests have sent and the program has not taken: a share for each guest, so that none can fill
+// another's.
+type waiting[T any] struct {
+	wake chan struct{} // has room for one; sent to while there is something
+
+	mu    sync.Mutex
+	items []waitingItem[T]
+	held  map[*port]int // of each guest's share
+}
+
+type waitingItem[T any] struct {
+	v    T
+	port *port
+	size int
+}
+
+func newWaiting[T any]() *waiting[T] {
+	return &waiting[T]{wake: make(chan struct{}, 1), held: map[*port]int{}}
+}
+
+// hold takes size of a guest's share, and reports whether it fits into most.
+func (w *waiting[T]) hold(p *port, size, most int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held[p]+size > most {
+		return false
+	}
+	w.held[p] += size
+	return true
+}
+
+// free gives back what hold took, where nothing was put.
+func (w *waiting[T]) free(p *port, size int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.freeLocked(p, size)
+}
+
+func (w *waiting[T]) freeLocked(p *port, size int) {
+	if w.held[p] -= size; w.held[p] == 0 {
+		delete(w.held, p)
+	}
+}
+
+// put adds what has its place held.
+func (w *waiting[T]) put(v T, p *port, size int) {
+	w.mu.Lock()
+	w.items = append(w.items, waitingItem[T]{v, p, size})
+	w.mu.Unlock()
+	w.signal()
+}
+
+func (w *waiting[T]) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the oldest.
+func (w *waiting[T]) take() (v T, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.items) == 0 {
+		return v, false
+	}
+	i := w.items[0]
+	w.items[0] = waitingItem[T]{}
+	if w.items = w.items[1:]; len(w.items) > 0 {
+		w.signal() // for another taker
+	} else {
+		w.items = nil
+	}
+	w.freeLocked(i.port, i.size)
+	return i.v, true
+}
+
 // listener is a net.Listener.
 type listener struct {
 	net   *Network
 	at    []netip.AddrPort
 	addr  *net.TCPAddr
-	conns chan net.Conn
-	held  atomic.Int32 // of conns' places, the taken ones and those kept for handshakes
+	conns *waiting[net.Conn]
 	done  chan struct{}
 
 	mu     sync.Mutex
 	closed bool
 }
 
-func (l *listener) hold() bool {
-	if l.held.Add(1) > insideBacklog {
-		l.held.Add(-1)
-		return false
-	}
-	return true
-}
-
 // put gives Accept a conversation whose place is held.
-func (l *listener) put(c net.Conn) {
+func (l *listener) put(p *port, c net.Conn) {
 	l.mu.Lock()
 	closed := l.closed
 	if !closed {
-		l.conns <- c
+		l.conns.put(c, p, 1)
 	}
 	l.mu.Unlock()
 	if closed {
@@ -299,17 +367,20 @@ func (l *listener) put(c net.Conn) {
 
 // Accept implements net.Listener.
 func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case <-l.done: // what waits now is Close's to end
-	default:
+	for {
 		select {
-		case c := <-l.conns:
-			l.held.Add(-1)
+		case <-l.done: // what waits now is Close's to end
+			return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.addr, Err: net.ErrClosed}
+		default:
+		}
+		if c, ok := l.conns.take(); ok {
 			return c, nil
+		}
+		select {
+		case <-l.conns.wake:
 		case <-l.done:
 		}
 	}
-	return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.addr, Err: net.ErrClosed}
 }
 
 // Addr implements net.Listener.
@@ -326,12 +397,11 @@ func (l *listener) Close() error {
 	remove(&l.net.inside, &l.net.inside.tcp, l)
 	close(l.done)
 	for {
-		select {
-		case c := <-l.conns:
-			abort(c)
-		default:
+		c, ok := l.conns.take()
+		if !ok {
 			return nil
 		}
+		abort(c)
 	}
 }
 
@@ -339,7 +409,7 @@ func (l *listener) Close() error {
 // sends a reset.
 func (t *tcpSide) toProgram(id stack.TransportEndpointID, pkt *stack.PacketBuffer, l *listener) bool {
 	p := t.port
-	if !l.hold() {
+	if !l.conns.hold(p, 1, insideBacklog) {
 		p.drop(flows.ReasonRateLimit)
 		return true
 	}
@@ -351,16 +421,16 @@ func (t *tcpSide) toProgram(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		t.giveUp(id, d)
 	})
 	if f == nil {
-		l.held.Add(-1)
+		l.conns.free(p, 1)
 		return !t.reject(pkt, dst, v)
 	}
 	d.accept = func(guest *tcpConn) {
 		f.SetState(flows.Open)
 		c.start(guest, f)
-		l.put(c)
+		l.put(p, c)
 	}
 	d.fail = func() {
-		l.held.Add(-1)
+		l.conns.free(p, 1)
 		f.End(flows.ReasonTimeout)
 	}
 	t.hold(id, d)
@@ -376,7 +446,7 @@ type packetConn struct {
 	net      *Network
 	at       []netip.AddrPort
 	addr     *net.UDPAddr
-	in       chan insideDatagram
+	in       *waiting[insideDatagram]
 	done     chan struct{}
 	once     sync.Once
 	deadline sockets.Deadline
@@ -405,11 +475,12 @@ func (c *packetConn) fromGuest(p *port, src, dst netip.AddrPort, payload []byte)
 	}
 	q.flow.Touch()
 	q.flow.Up.Add(len(payload))
-	select {
-	case c.in <- insideDatagram{append([]byte(nil), payload...), src}:
-	default:
+	size := itemCost + len(payload)
+	if !c.in.hold(p, size, insideBytes) {
 		p.drop(flows.ReasonQueueFull)
+		return
 	}
+	c.in.put(insideDatagram{append([]byte(nil), payload...), src}, p, size)
 }
 
 // peer is the conversation with a guest's address, opened if there is none.
@@ -482,23 +553,26 @@ func (c *packetConn) fail(op string, to net.Addr, err error) error {
 
 // ReadFrom implements net.PacketConn. A datagram longer than b is cut.
 func (c *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
-	late := c.deadline.Passed()
-	select { // what is past is told before what waits
-	case <-late:
-	default:
+	for {
+		late := c.deadline.Passed()
+		select { // what is past is told before what waits
+		case <-c.done:
+			return 0, nil, c.fail("read", nil, net.ErrClosed)
+		default:
+		}
 		select {
-		case d := <-c.in:
-			n := copy(b, d.b)
-			return n, net.UDPAddrFromAddrPort(d.from), nil
+		case <-late:
+			return 0, nil, c.fail("read", nil, os.ErrDeadlineExceeded)
+		default:
+		}
+		if d, ok := c.in.take(); ok {
+			return copy(b, d.b), net.UDPAddrFromAddrPort(d.from), nil
+		}
+		select {
+		case <-c.in.wake:
 		case <-c.done:
 		case <-late:
 		}
-	}
-	select {
-	case <-c.done:
-		return 0, nil, c.fail("read", nil, net.ErrClosed)
-	default:
-		return 0, nil, c.fail("read", nil, os.ErrDeadlineExceeded)
 	}
 }
 

@@ -141,7 +141,7 @@ func TestListenRefuses(t *testing.T) {
 func TestListenPolicy(t *testing.T) {
 	n, g := up(t, backend.Config{Policy: denyAll{}})
 	listenInside(t, n, "tcp", ":80")
-	if _, err := g.Dial(patience(t), "tcp", at(gateway4, 80)); !errors.Is(err, syscall.EHOSTUNREACH) {
+	if _, err := g.Dial(patience(t), "tcp", at(gateway4, 80)); !errors.Is(err, syscall.EACCES) {
 		t.Errorf("dial: %v", err)
 	}
 	if n.Flows().Counts()["policy"] == 0 {
@@ -390,7 +390,7 @@ func TestRoutes(t *testing.T) {
 		}
 		roundTrip(t, c, "inside")
 		c.Close()
-		if _, err := g.Dial(patience(t), "tcp", at(f.world, 80)); !errors.Is(err, syscall.EHOSTUNREACH) && f.gateway.Is4() {
+		if _, err := g.Dial(patience(t), "tcp", at(f.world, 80)); !errors.Is(err, syscall.EACCES) {
 			t.Errorf("dial: %v", err)
 		}
 		w := g.Watch(IsICMP(f.unreachable, f.admin))
@@ -402,10 +402,63 @@ func TestRoutes(t *testing.T) {
 		}
 	})
 	none, g := up(t, backend.Config{Routes: []netip.Prefix{}})
-	if _, err := g.Dial(patience(t), "tcp", families[0].listen(t, echo)); !errors.Is(err, syscall.EHOSTUNREACH) {
+	if _, err := g.Dial(patience(t), "tcp", families[0].listen(t, echo)); !errors.Is(err, syscall.EACCES) {
 		t.Errorf("the host's loopback, without a route: %v, %v", err, none.Flows().Counts())
 	}
 	if _, err := backend.New(backend.Config{Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}}); err == nil || !strings.Contains(err.Error(), "192.0.2.0/24") {
 		t.Errorf("a route with host bits: %v", err)
+	}
+}
+
+// A guest that fills its share of what waits for the program, by handshakes that it never completes, by conversations
+// and datagrams that nobody takes, takes none of another's.
+func TestListenShares(t *testing.T) {
+	n := start(t, backend.Config{})
+	bad, good := Plug(t, n, Config{}).Up(t), Plug(t, n, Config{}).Up(t)
+	l := listenInside(t, n, "tcp", ":80")
+	pc, err := n.ListenPacket("udp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	var frames [][]byte
+	for i := range uint16(1000) {
+		frames = append(frames, bad.Via(gatewayMAC, gateway4, TCP{SrcPort: 2000 + i, DstPort: 80, Flags: "S"}),
+			bad.Via(gatewayMAC, gateway4, UDP{SrcPort: 2000 + i, DstPort: 80}, Payload(make([]byte, 1000))))
+	}
+	bad.Send(frames...)
+	bad.Sync(t)
+	if got := dropped(n, bad, flows.ReasonRateLimit); got < 800 {
+		t.Errorf("%d SYNs were dropped", got)
+	}
+	if got := dropped(n, bad, flows.ReasonQueueFull); got < 800 {
+		t.Errorf("%d datagrams were dropped", got)
+	}
+	c, err := good.Dial(patience(t), "tcp", at(gateway4, 80))
+	if err != nil {
+		t.Fatalf("another guest is kept out: %v", err)
+	}
+	defer c.Close()
+	s, err := l.Accept() // the other's handshakes are not complete
+	if err != nil || s.RemoteAddr().(*net.TCPAddr).AddrPort().Addr() != good.Addr4() {
+		t.Errorf("accepted %v, %v", s, err)
+	}
+	s.Close()
+	u, err := good.DialUDP(at(gateway4, 80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	u.Write([]byte("good"))
+	pc.SetReadDeadline(time.Now().Add(Patience))
+	b := make([]byte, 2000)
+	for i := 0; ; i++ {
+		k, from, err := pc.ReadFrom(b)
+		if err != nil {
+			t.Fatalf("after %d datagrams: %v", i, err)
+		}
+		if string(b[:k]) == "good" && from.(*net.UDPAddr).AddrPort().Addr() == good.Addr4() {
+			break
+		}
 	}
 }

@@ -1,4 +1,4 @@
-// Package backendtest is a guest without a machine: a TCP/IP stack of its own at the far end of a link, builders of
+// Package backendtest is a guest for tests: one of package guest, which has a TCP/IP stack of its own, with builders of
 // frames, right and wrong ones, and checks of what comes back. Our tests use it, and yours may.
 //
 //	n, _ := backend.New(backend.Config{Egress: &backendtest.Egress{}})
@@ -37,18 +37,7 @@ import (
 	"testing"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/buffer"
-	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/link/ethernet"
-	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
-	"gvisor.dev/gvisor/pkg/tcpip/stack"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
-
+	"github.com/vmnetd/vmnetd/backend/guest"
 	"github.com/vmnetd/vmnetd/backend/link"
 )
 
@@ -74,23 +63,16 @@ type Server interface {
 	Serve(ctx context.Context, l link.Link, name string) error
 }
 
-// Guest is a guest. Its methods may be called by several goroutines.
+// Guest is a guest. Its methods may be called by several goroutines. What it can do as a station it has of package
+// guest; here is what a test wants of it besides.
 type Guest struct {
+	*guest.Guest
 	cfg   Config
-	link  link.Link
-	stack *stack.Stack
-	wire  *wire
-	done  chan struct{} // the reader has ended
-	err   error         // why; after done
-
-	writeMu sync.Mutex
+	ended chan struct{} // the watches have heard that the wire has
 
 	mu       sync.Mutex
 	watches  []*Watch
-	addrs    []netip.Prefix
-	gateway4 netip.Addr
-	gateway6 netip.Addr
-	dns      []netip.Addr
+	gateway4 netip.Addr // an answer's, before there is a lease
 	received uint64
 	longest  int
 
@@ -98,8 +80,6 @@ type Guest struct {
 }
 
 var guests atomic.Uint32
-
-const nicID = 1
 
 // New plugs a guest to its end of a wire.
 func New(l link.Link, c Config) (*Guest, error) {
@@ -111,28 +91,24 @@ func New(l link.Link, c Config) (*Guest, error) {
 	if c.MTU == 0 {
 		c.MTU = 1500
 	}
-	g := &Guest{cfg: c, link: l, done: make(chan struct{}), gateway4: c.Gateway4, gateway6: c.Gateway6}
-	g.wire = &wire{guest: g, mtu: uint32(c.MTU) + header.EthernetMinimumSize}
-	noDAD := stack.DADConfigurations{RetransmitTimer: time.Second} // a test's addresses are its own, and waiting a second for each is not
-	g.stack = stack.New(stack.Options{
-		NetworkProtocols: []stack.NetworkProtocolFactory{
-			ipv4.NewProtocol, arp.NewProtocol,
-			ipv6.NewProtocolWithOptions(ipv6.Options{AutoGenLinkLocal: true, DADConfigs: noDAD}),
-		},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+	g := &Guest{cfg: c, ended: make(chan struct{})}
+	var err error
+	g.Guest, err = guest.New(context.Background(), l, guest.Config{
+		MAC: c.MAC, Name: c.Name, MTU: c.MTU, Static: true, Addrs: c.Addrs, Gateway4: c.Gateway4, Gateway6: c.Gateway6, Seen: g.seen,
 	})
-	if err := g.stack.CreateNIC(nicID, ethernet.New(g.wire)); err != nil {
-		g.stack.Destroy()
-		return nil, fmt.Errorf("backendtest: create nic: %s", err)
+	if err != nil {
+		return nil, err
 	}
-	for _, a := range c.Addrs {
-		if err := g.AddAddr(a); err != nil {
-			g.stack.Destroy()
-			return nil, err
+	go func() {
+		defer close(g.ended)
+		<-g.Gone()
+		g.mu.Lock()
+		ws := slices.Clone(g.watches)
+		g.mu.Unlock()
+		for _, w := range ws {
+			w.end()
 		}
-	}
-	g.route()
-	go g.read()
+	}()
 	return g, nil
 }
 
@@ -176,111 +152,22 @@ func (g *Guest) Up(t testing.TB) *Guest {
 
 // Close pulls the plug.
 func (g *Guest) Close() error {
-	err := g.link.Close()
-	<-g.done
-	g.stack.Destroy()
+	err := g.Guest.Close()
+	<-g.ended
 	return err
 }
-
-// Gone is closed when the wire has ended.
-func (g *Guest) Gone() <-chan struct{} { return g.done }
-
-// MAC is the guest's own.
-func (g *Guest) MAC() net.HardwareAddr { return slices.Clone(g.cfg.MAC) }
 
 // LinkLocal is the address that every guest has.
 func (g *Guest) LinkLocal() netip.Addr { return LinkLocal(g.cfg.MAC) }
 
-// Addr4 is the first IPv4 address, Addr6 the first IPv6 address but the link-local one.
-func (g *Guest) Addr4() netip.Addr { return g.first(netip.Addr.Is4) }
-func (g *Guest) Addr6() netip.Addr { return g.first(netip.Addr.Is6) }
-
-func (g *Guest) first(is func(netip.Addr) bool) netip.Addr {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, a := range g.addrs {
-		if is(a.Addr()) {
-			return a.Addr()
-		}
-	}
-	return netip.Addr{}
-}
-
-// Gateway4 and Gateway6 are the routers of the lease and of the advertisement.
+// Gateway4 is the router, or who has answered for it before there was a lease.
 func (g *Guest) Gateway4() netip.Addr {
+	if a := g.Guest.Gateway4(); a.IsValid() {
+		return a
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.gateway4
-}
-
-// Gateway6 is the router of the advertisement.
-func (g *Guest) Gateway6() netip.Addr {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.gateway6
-}
-
-// DNS are the resolvers that the lease and the advertisement named.
-func (g *Guest) DNS() []netip.Addr {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return slices.Clone(g.dns)
-}
-
-// AddAddr makes an address the guest's.
-func (g *Guest) AddAddr(a netip.Prefix) error {
-	pa := tcpip.ProtocolAddress{Protocol: protoNumber(a.Addr()), AddressWithPrefix: tcpip.AddressWithPrefix{Address: toTCPIP(a.Addr()), PrefixLen: a.Bits()}}
-	if err := g.stack.AddProtocolAddress(nicID, pa, stack.AddressProperties{}); err != nil {
-		if _, dup := err.(*tcpip.ErrDuplicateAddress); dup {
-			return nil
-		}
-		return fmt.Errorf("backendtest: add address %s: %s", a, err)
-	}
-	g.mu.Lock()
-	g.addrs = append(g.addrs, a)
-	g.mu.Unlock()
-	g.route()
-	return nil
-}
-
-// RemoveAddr takes an address from the guest.
-func (g *Guest) RemoveAddr(a netip.Addr) {
-	g.stack.RemoveAddress(nicID, toTCPIP(a))
-	g.mu.Lock()
-	g.addrs = slices.DeleteFunc(g.addrs, func(p netip.Prefix) bool { return p.Addr() == a })
-	g.mu.Unlock()
-	g.route()
-}
-
-// SetGateway makes the default route of a's family.
-func (g *Guest) SetGateway(a netip.Addr) {
-	g.mu.Lock()
-	if a.Is4() {
-		g.gateway4 = a
-	} else {
-		g.gateway6 = a
-	}
-	g.mu.Unlock()
-	g.route()
-}
-
-func (g *Guest) route() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	subnet := func(p netip.Prefix) tcpip.Subnet {
-		return (&tcpip.AddressWithPrefix{Address: toTCPIP(p.Addr()), PrefixLen: p.Bits()}).Subnet()
-	}
-	table := []tcpip.Route{{Destination: subnet(netip.MustParsePrefix("fe80::/64")), NIC: nicID}}
-	for _, a := range g.addrs {
-		table = append(table, tcpip.Route{Destination: subnet(a), NIC: nicID})
-	}
-	if g.gateway4.IsValid() {
-		table = append(table, tcpip.Route{Destination: header.IPv4EmptySubnet, Gateway: toTCPIP(g.gateway4), NIC: nicID})
-	}
-	if g.gateway6.IsValid() {
-		table = append(table, tcpip.Route{Destination: header.IPv6EmptySubnet, Gateway: toTCPIP(g.gateway6), NIC: nicID})
-	}
-	g.stack.SetRouteTable(table)
 }
 
 // Resolve asks who has a neighbour's address, as any station would.
@@ -345,18 +232,6 @@ func (g *Guest) Via(hop net.HardwareAddr, dst netip.Addr, layers ...Layer) []byt
 	return Build(append([]Layer{Ethernet{Src: g.MAC(), Dst: hop}, h}, layers...)...)
 }
 
-// Send puts frames on the wire as they are.
-func (g *Guest) Send(frames ...[]byte) error {
-	fs := make([]link.Frame, len(frames))
-	for i, f := range frames {
-		fs[i] = link.NewFrame(f)
-	}
-	g.writeMu.Lock()
-	defer g.writeMu.Unlock()
-	_, err := g.link.WriteFrames(fs)
-	return err
-}
-
 // Received is how many frames came, and how long the longest was.
 func (g *Guest) Received() (frames uint64, longest int) {
 	g.mu.Lock()
@@ -364,29 +239,8 @@ func (g *Guest) Received() (frames uint64, longest int) {
 	return g.received, g.longest
 }
 
-func (g *Guest) read() {
-	defer close(g.done)
-	var b link.Batch
-	defer b.Release()
-	for {
-		b.Next()
-		if err := g.link.ReadFrames(&b); err != nil {
-			g.err = err
-			g.mu.Lock()
-			ws := slices.Clone(g.watches)
-			g.mu.Unlock()
-			for _, w := range ws {
-				w.end()
-			}
-			return
-		}
-		for _, s := range b.Frames {
-			g.frame(b.AppendTo(nil, s))
-		}
-	}
-}
-
-func (g *Guest) frame(f []byte) {
+// seen is shown each frame that comes, and says whether the stack is to have it.
+func (g *Guest) seen(f []byte) bool {
 	g.mu.Lock()
 	g.received++
 	g.longest = max(g.longest, len(f))
@@ -398,16 +252,8 @@ func (g *Guest) frame(f []byte) {
 			w.see(p)
 		}
 	}
-	if len(f) < 14 {
-		return
-	}
-	if dst := net.HardwareAddr(f[:6]); dst[0]&1 == 0 && !slices.Equal(dst, g.cfg.MAC) {
-		return // as a card that is not promiscuous
-	}
-	if isDHCPAnswer(f) {
-		return // Exchange4 and Exchange6 are the clients; the stack would answer that nobody listens there
-	}
-	g.wire.deliver(f)
+	// Exchange4 and Exchange6 are the clients; the stack would answer that nobody listens there
+	return len(f) < 14 || !isDHCPAnswer(f)
 }
 
 func isDHCPAnswer(f []byte) bool {
@@ -437,7 +283,7 @@ func (g *Guest) Watch(checks ...Check) *Watch {
 	g.watches = append(g.watches, w)
 	g.mu.Unlock()
 	select {
-	case <-g.done:
+	case <-g.Gone():
 		w.end()
 	default:
 	}
@@ -565,93 +411,4 @@ func (g *Guest) sync(ctx context.Context) error {
 	}
 	_, err := w.Next(ctx)
 	return err
-}
-
-// wire is the link as the guest's stack sees it.
-type wire struct {
-	guest *Guest
-	mtu   uint32
-
-	mu         sync.RWMutex
-	dispatcher stack.NetworkDispatcher
-}
-
-var _ stack.LinkEndpoint = (*wire)(nil)
-
-func (w *wire) MTU() uint32                                  { return w.mtu }
-func (w *wire) SetMTU(uint32)                                {}
-func (w *wire) MaxHeaderLength() uint16                      { return 0 }
-func (w *wire) LinkAddress() tcpip.LinkAddress               { return tcpip.LinkAddress(w.guest.cfg.MAC) }
-func (w *wire) SetLinkAddress(tcpip.LinkAddress)             {}
-func (w *wire) Capabilities() stack.LinkEndpointCapabilities { return 0 }
-func (w *wire) Wait()                                        {}
-func (w *wire) ARPHardwareType() header.ARPHardwareType      { return header.ARPHardwareEther }
-func (w *wire) AddHeader(*stack.PacketBuffer)                {}
-func (w *wire) ParseHeader(*stack.PacketBuffer) bool         { return true }
-func (w *wire) Close()                                       {}
-func (w *wire) SetOnCloseAction(func())                      {}
-
-func (w *wire) Attach(d stack.NetworkDispatcher) {
-	w.mu.Lock()
-	w.dispatcher = d
-	w.mu.Unlock()
-}
-
-func (w *wire) IsAttached() bool {
-	w.mu.RLock()
-	defer w.mu.RUnlock()
-	return w.dispatcher != nil
-}
-
-func (w *wire) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
-	for i, p := range pkts.AsSlice() {
-		v := p.ToView()
-		err := w.guest.Send(v.AsSlice())
-		v.Release()
-		if err != nil {
-			return i, &tcpip.ErrClosedForSend{}
-		}
-	}
-	return pkts.Len(), nil
-}
-
-func (w *wire) deliver(f []byte) {
-	w.mu.RLock()
-	d := w.dispatcher
-	w.mu.RUnlock()
-	if d == nil {
-		return
-	}
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(f)})
-	d.DeliverNetworkPacket(tcpip.NetworkProtocolNumber(binary.BigEndian.Uint16(f[12:])), pkt)
-	pkt.DecRef()
-}
-
-func protoNumber(a netip.Addr) tcpip.NetworkProtocolNumber {
-	if a.Is4() {
-		return ipv4.ProtocolNumber
-	}
-	return ipv6.ProtocolNumber
-}
-
-func toTCPIP(a netip.Addr) tcpip.Address {
-	if !a.IsValid() {
-		return tcpip.Address{}
-	}
-	return tcpip.AddrFromSlice(a.AsSlice())
-}
-
-func fullAddr(a netip.AddrPort) tcpip.FullAddress {
-	f := tcpip.FullAddress{Addr: toTCPIP(a.Addr()), Port: a.Port()}
-	if a.Addr().IsLinkLocalUnicast() {
-		f.NIC = nicID
-	}
-	return f
-}
-
-func toAddrPort(a tcpip.FullAddress) netip.AddrPort {
-	if a.Addr.Len() == 4 {
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr.As4()), a.Port)
-	}
-	return netip.AddrPortFrom(netip.AddrFrom16(a.Addr.As16()), a.Port)
 }

@@ -31,13 +31,11 @@ func (g *Guest) Exchange4(ctx context.Context, m *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4
 	if err != nil {
 		return nil, fmt.Errorf("backendtest: dhcp %s: %w", m.MessageType(), err)
 	}
-	if g.cfg.Gateway4 == (netip.Addr{}) {
-		g.mu.Lock()
-		if !g.gateway4.IsValid() {
-			g.gateway4 = p.IPSrc
-		}
-		g.mu.Unlock()
+	g.mu.Lock()
+	if !g.gateway4.IsValid() {
+		g.gateway4 = p.IPSrc
 	}
+	g.mu.Unlock()
 	return dhcpv4.FromBytes(p.Payload)
 }
 
@@ -105,13 +103,11 @@ func (g *Guest) Lease(ctx context.Context, mods ...dhcpv4.Modifier) (*dhcpv4.DHC
 			g.SetGateway(a)
 		}
 	}
-	g.mu.Lock()
 	for _, d := range ack.DNS() {
 		if a, ok := netip.AddrFromSlice(d.To4()); ok {
-			g.dns = append(g.dns, a)
+			g.AddDNS(a)
 		}
 	}
-	g.mu.Unlock()
 	return ack, nil
 }
 
@@ -278,8 +274,8 @@ func (g *Guest) Autoconf(ctx context.Context) (*Advertisement, error) {
 	if a.Lifetime > 0 {
 		g.SetGateway(a.Router)
 	}
-	g.mu.Lock()
-	g.dns = append(g.dns, a.DNS...)
-	g.mu.Unlock()
+	for _, d := range a.DNS {
+		g.AddDNS(d)
+	}
 	return a, nil
 }
