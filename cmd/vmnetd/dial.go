@@ -124,6 +124,9 @@ func dialTo(kind, rest string) (dial func(context.Context) (net.Conn, error), er
 		if rest == "" {
 			return nil, usagef("no path")
 		}
+		if len(rest) > maxUnixPath {
+			return nil, usagef("the path has %d bytes and a socket's may have %d: choose a shorter one, in /run or /tmp", len(rest), maxUnixPath)
+		}
 	default:
 		host, port, err := net.SplitHostPort(rest)
 		if err != nil || host == "" || port == "" {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -90,6 +91,27 @@ func TestDialAndDialAgain(t *testing.T) {
 	}
 	if n := strings.Count(said.String(), "does not answer"); n != 1 {
 		t.Errorf("%d times in the log:\n%s", n, said)
+	}
+}
+
+// A path is the same for a QEMU that is started elsewhere, and no longer than a socket's may be.
+func TestDialPaths(t *testing.T) {
+	t.Chdir(shortDir(t))
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := openDoor(&qemuFraming, "dial:unix:vm.sock", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	if want := "dial:unix:" + filepath.Join(dir, "vm.sock"); d.addr != want || !strings.Contains(qemuLines(d), filepath.Join(dir, "vm.sock")) {
+		t.Errorf("%s, want %s", d.addr, want)
+	}
+	var usage usageError
+	if _, err := openDoor(&qemuFraming, "dial:unix:/"+strings.Repeat("x", maxUnixPath), nil); !errors.As(err, &usage) {
+		t.Errorf("a path that is too long: %v", err)
 	}
 }
 

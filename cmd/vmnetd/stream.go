@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strconv"
 
 	"github.com/mdlayher/vsock"
@@ -111,6 +112,12 @@ func dials(s shake) (forms []form) {
 	for _, f := range [][2]string{{"unix", "PATH"}, {"tcp", "HOST:PORT"}, {"vsock", "CID:PORT"}} {
 		kind := "dial:" + f[0]
 		forms = append(forms, form{kind, kind + ":" + f[1], func(d *door, a address) error {
+			if f[0] == "unix" && a.rest != "" && a.rest[0] != '@' { // Linux's abstract names are no paths
+				var err error
+				if a.rest, err = filepath.Abs(a.rest); err != nil { // for QEMU, which may be started elsewhere
+					return err
+				}
+			}
 			dial, err := dialTo(f[0], a.rest)
 			if err != nil {
 				return err
