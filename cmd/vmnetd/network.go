@@ -22,6 +22,7 @@ type networkFlags struct {
 	resolvers []string
 	static    []string
 	openLL    []string
+	routes    []string
 	forwards  []string
 	profile   bool
 	logLevel  slog.Level
@@ -58,6 +59,7 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 	fs.StringArrayVar(&n.static, "static", nil, "fixed lease, `MAC=ADDRESS`[,ADDRESS] of either family; may be repeated")
 	fs.BoolVar(&c.NoHostLoopback, "no-host-loopback", false, "keep guests from the host's loopback, which the gateway's address leads to")
 	fs.StringArrayVar(&n.openLL, "open-link-local", nil, "link-local `PREFIX` that guests may reach, as 169.254.169.254/32; may be repeated")
+	fs.StringArrayVar(&n.routes, "route", nil, "`PREFIX` or address that guests may reach, and nothing else beyond their network, the host neither; may be repeated (default: everything)")
 	fs.BoolVar(&c.Isolate, "isolate", false, "keep guests from one another")
 	fs.BoolVar(&c.StrictLeases, "strict-leases", false, "let guests send only as what DHCP or --static gave them, by DHCPv6 for IPv6 (default: an address that nobody has is the first one's who shows it)")
 	fs.StringVar(&c.StateDir, "state-dir", "", "`FOLDER` where leases survive a restart (default: they do not)")
@@ -90,6 +92,16 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule
 			return fail(fmt.Errorf("--open-link-local %s: not in 169.254.0.0/16 or fe80::/10; nothing else is closed", s))
 		}
 		c.OpenLinkLocal = append(c.OpenLinkLocal, p)
+	}
+	for _, s := range n.routes {
+		p, err := parsePrefix(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil {
+			return fail(fmt.Errorf("--route %s: %w", s, err))
+		}
+		c.Routes = append(c.Routes, p)
 	}
 	for _, s := range n.static {
 		mac, addrs, err := parseStatic(s)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -33,7 +34,7 @@ func plansOf(t *testing.T, line ...string) ([]plan, error) {
 func TestNetworks(t *testing.T) {
 	plans, err := plansOf(t, "--net", "10.1.0.0/24", "--no-host-loopback", "--resolver", "192.0.2.53", "-p", "2222:22", "--mtu", "1400", "--static", "52:54:00:00:00:01=10.1.0.20",
 		"--network", "lab,net=10.7.0.0/24,isolate,forward=127.0.0.1:2223:22,,source=client,forward=2224:80",
-		"--network", "open,no-host-loopback=false,mtu=auto,resolver=192.0.2.54,search=a,search=b")
+		"--network", "open,no-host-loopback=false,mtu=auto,resolver=192.0.2.54,search=a,search=b,route=198.51.100.0/24,route=2001:db8::7,strict-leases")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +62,9 @@ func TestNetworks(t *testing.T) {
 		{"open: one resolver", len(open.Resolvers) == 1 && open.Resolvers[0] == netip.MustParseAddrPort("192.0.2.54:53"), true},
 		{"open: search", strings.Join(open.Search, " "), "a b"},
 		{"open: forwards", len(plans[2].rules), 0},
+		{"open: routes", fmt.Sprint(open.Routes), "[198.51.100.0/24 2001:db8::7/128]"},
+		{"lab: no routes", lab.Routes == nil, true},
+		{"open: strict leases", open.StrictLeases, true},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: %v, want %v", c.what, c.got, c.want)
@@ -87,6 +91,7 @@ func TestNetworksRefused(t *testing.T) {
 		{[]string{"--network", "a,log-level=debug"}, "log-level is the whole daemon's"},
 		{[]string{"--network", "a,name=b"}, "its name stands first"},
 		{[]string{"--network", "a,static=x"}, "x"},
+		{[]string{"--network", "a,route=x"}, "--route x"},
 	} {
 		if _, err := plansOf(t, c.line...); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: error %v, want one with %q", c.line, err, c.want)
