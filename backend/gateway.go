@@ -139,6 +139,10 @@ func (p *port) mayShow(kind uint16, ip []byte, src mac) bool {
 	c := &p.net.cfg
 	if r := p.net.mayBe(p, a, src); r != flows.ReasonNone {
 		p.drop(r)
+		if c.StrictLeases && r == flows.ReasonSpoofed && !p.warnedAddr {
+			p.warnedAddr = true
+			p.log.Warn("guest sends as an address that it was not given: leases are strict; have it ask DHCP, or fix one for its MAC", "address", a, "mac", src)
+		}
 		return false
 	}
 	onLink := c.Prefix4.Contains(a) && a != c.Prefix4.Addr() && a != Broadcast4(c.Prefix4) ||

@@ -67,8 +67,9 @@ type port struct {
 	offload    link.Offload  // of the frame at hand, if they are Told
 	finisher   finisher
 	lastMAC    mac
-	lastOwn    bool // lastMAC is this port's
-	warned     bool
+	lastOwn    bool          // lastMAC is this port's
+	warned     bool          // of its MAC
+	warnedAddr bool          // of its address
 	lastSrc    [2]netip.Addr // by family
 	lastSrcMAC [2]mac
 	lastSrcGen [2]uint64 // the segment's then
