@@ -11,8 +11,6 @@ const (
 	// Segments4 and Segments6: a TCP segment may be as long as IP allows, whatever the MTU is, to be cut.
 	Segments4
 	Segments6
-	// Datagrams: a UDP datagram may stand for several of the same size, to be cut (Linux's UDP_SEGMENT).
-	Datagrams
 	// Told: each frame says what is left to do in its Offload. Without it nothing does: libkrun's guests send frames
 	// with partial checksums and any length, and libkrun throws away what told of them.
 	Told
@@ -86,7 +84,6 @@ const (
 
 	OffloadTCP4 = 1 // in Kind (VIRTIO_NET_HDR_GSO_TCPV4)
 	OffloadTCP6 = 4 // (VIRTIO_NET_HDR_GSO_TCPV6)
-	OffloadUDP  = 5 // (VIRTIO_NET_HDR_GSO_UDP_L4)
 	OffloadECN  = 0x80
 )
 
@@ -101,7 +98,7 @@ func (o Offload) Fits(n int) bool {
 	switch o.Kind &^ OffloadECN {
 	case 0:
 		return o.Kind == 0
-	case OffloadTCP4, OffloadTCP6, OffloadUDP:
+	case OffloadTCP4, OffloadTCP6:
 		return o.Size > 0 && int(o.Header) <= n
 	}
 	return false
