@@ -67,7 +67,7 @@ func attachSpace(cfg netns.Config, host string, configure bool, log *slog.Logger
 			default: // renewed
 			}
 		})
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !errors.Is(err, net.ErrClosed) { // or the wire has ended first
 			log.Warn("lease lost", "interface", tap.Name, "error", err)
 		}
 		s.kept <- err
