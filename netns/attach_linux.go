@@ -192,6 +192,10 @@ func explain(err error) error {
 		case unix.ENOENT, unix.ENODEV, unix.ENXIO:
 			e.Hint = "modprobe tun. In a container: --device /dev/net/tun"
 		}
+	case strings.HasPrefix(e.Op, "mount on "):
+		if e.Err == unix.ENOENT {
+			e.Hint = "there has to be a file to mount on: make an empty one, or what it links to"
+		}
 	case strings.HasPrefix(e.Op, "make interface"):
 		switch e.Err {
 		case unix.EBUSY, unix.EINVAL, unix.EEXIST:
