@@ -371,3 +371,34 @@ func TestStrictLeaseComesBack(t *testing.T) {
 	}
 	again(start(t, c))
 }
+
+// Who knows a neighbour's MAC and is there first cannot keep its IPv6 addresses from it.
+func TestSquattedAddress(t *testing.T) {
+	n := start(t, backend.Config{})
+	squatter := Plug(t, n, Config{}).Up(t)
+	mac := net.HardwareAddr{0x52, 0x54, 0, 0x77, 0x77, 0x77}
+	theirs := []netip.Addr{LinkLocal(mac), EUI64(prefix6, mac)}
+	claim := func() {
+		for _, a := range theirs {
+			squatter.Send(Build(Ethernet{Src: squatter.MAC(), Dst: gatewayMAC}, IPv6{Src: a, Dst: gateway6}, UDP{SrcPort: 9, DstPort: 9}))
+		}
+		squatter.Sync(t)
+	}
+	claim()
+	if got := dropped(n, squatter, flows.ReasonSpoofed); got != 0 {
+		t.Fatalf("nobody has them, and %d frames were dropped", got)
+	}
+	g := Plug(t, n, Config{MAC: mac}).Up(t)
+	for _, a := range []netip.Addr{gateway6, LinkLocal(gatewayMAC), squatter.Addr6(), squatter.LinkLocal()} {
+		if err := g.Ping(patience(t), a, 1, 1, nil); err != nil {
+			t.Errorf("ping %s: %v", a, err)
+		}
+	}
+	claim()
+	if got := dropped(n, squatter, flows.ReasonSpoofed); got != 2 {
+		t.Errorf("the squatter goes on: %d frames were dropped, want 2", got)
+	}
+	if err := squatter.Ping(patience(t), g.Addr6(), 1, 1, nil); err != nil {
+		t.Error(err)
+	}
+}

@@ -4,7 +4,7 @@ package backend
 // carries frames between guests and never waits for one: another port's queue takes a frame or drops it.
 //
 // All of it is under seg.mu. A MAC or address belongs to the port that showed it first, until that port goes; a lease
-// outweighs that. A port keeps at most perPort of each, so spoofed ones fill their own port's share and evict nobody
+// outweighs that, and so does an IPv6 address made of one's MAC. A port keeps at most perPort of each, so spoofed ones fill their own port's share and evict nobody
 // else's, and none that is leased.
 
 import (
@@ -135,7 +135,11 @@ func (s *segment) noteAddr(p *port, a netip.Addr, m mac, leased bool) bool {
 	}
 	n, ok := s.neigh[a]
 	if ok && n.port != p {
-		return false
+		if !madeOf(a, m) || s.macs[m] != p || madeOf(a, n.mac) || n.leased {
+			return false
+		}
+		s.take(a, n)
+		n, ok = neighbour{}, false
 	}
 	if !ok {
 		if len(v.addrs) >= perPort {
@@ -156,6 +160,25 @@ func (s *segment) noteAddr(p *port, a netip.Addr, m mac, leased bool) bool {
 	return true
 }
 
+// madeOf says whether a is an IPv6 address that a station makes of this MAC (RFC 4291 appendix A). It is that guest's by
+// right: who knows a neighbour's MAC could else be there first and leave it without an address.
+func madeOf(a netip.Addr, m mac) bool {
+	if !a.Is6() {
+		return false
+	}
+	b, own := a.As16(), linkLocal(m[:]).As16()
+	return [8]byte(b[8:]) == [8]byte(own[8:])
+}
+
+// take takes a from whom has it, under s.mu.
+func (s *segment) take(a netip.Addr, from neighbour) {
+	if v := s.seen[from.port]; v != nil {
+		v.addrs = slices.DeleteFunc(v.addrs, func(b netip.Addr) bool { return a == b })
+	}
+	delete(s.neigh, a)
+	s.gen.Add(1)
+}
+
 // give makes a the address of m on the port with this id before it has said a word as that address, whoever else has
 // shown it: a lease outweighs a claim.
 func (s *segment) give(a netip.Addr, id string, m mac) {
@@ -167,10 +190,7 @@ func (s *segment) give(a netip.Addr, id string, m mac) {
 	}
 	p := s.ports[i]
 	if n, ok := s.neigh[a]; ok && n.port != p {
-		if v := s.seen[n.port]; v != nil {
-			v.addrs = slices.DeleteFunc(v.addrs, func(b netip.Addr) bool { return a == b })
-		}
-		delete(s.neigh, a)
+		s.take(a, n)
 	}
 	s.mu.Unlock()
 	s.noteAddr(p, a, m, true)
