@@ -1,5 +1,5 @@
 // Package guest is a guest without a machine: a program that plugs into a network by its wire, as a virtual machine does,
-// with a TCP/IP stack of its own. It leases an address, makes its IPv6 ones, asks the network's DNS, and then dials and
+// with a TCP/IP stack of its own. It leases an address, makes or leases its IPv6 ones, asks the network's DNS, and then dials and
 // listens as with package net:
 //
 //	conn, err := net.Dial("tcp", "192.0.2.7:7001") // any connection: TCP, TLS, an ssh channel, a libp2p stream
@@ -91,9 +91,11 @@ type Guest struct {
 	done  chan struct{} // the reader has ended
 	err   error         // why; after done
 	once  sync.Once
-	dhcp  chan []byte   // answers
-	told  chan struct{} // the router has advertised; closed once
-	kick  chan struct{} // routes have changed; room for one
+	dhcp  chan []byte // answers
+	dhcp6 chan []byte
+	run   context.Context // ends with Close and with the wire
+	told  chan struct{}   // the router has advertised; closed once
+	kick  chan struct{}   // routes have changed; room for one
 
 	writeMu sync.Mutex
 
@@ -104,6 +106,7 @@ type Guest struct {
 	gateway6 netip.Addr
 	dns      []netip.Addr
 	search   []string
+	managed  bool // addresses are DHCPv6's to give, and are asked for
 	dials    map[netip.AddrPort]map[*attempt]struct{}
 }
 
@@ -120,7 +123,7 @@ func New(ctx context.Context, l link.Link, c Config) (*Guest, error) {
 		c.MTU = 1500
 	}
 	g := &Guest{
-		cfg: c, link: l, done: make(chan struct{}), dhcp: make(chan []byte, 4), told: make(chan struct{}), kick: make(chan struct{}, 1),
+		cfg: c, link: l, done: make(chan struct{}), dhcp: make(chan []byte, 4), dhcp6: make(chan []byte, 4), told: make(chan struct{}), kick: make(chan struct{}, 1),
 		gateway4: c.Gateway4, gateway6: c.Gateway6, dns: slices.Clone(c.DNS), search: slices.Clone(c.Search),
 		dials: map[netip.AddrPort]map[*attempt]struct{}{},
 	}
@@ -147,16 +150,17 @@ func New(ctx context.Context, l link.Link, c Config) (*Guest, error) {
 		}
 	}
 	run, stop := context.WithCancel(context.Background())
-	g.stop = stop
+	g.run, g.stop = run, stop
 	g.wg.Go(g.read)
-	if err := g.start(ctx, run); err != nil {
+	if err := g.start(ctx); err != nil {
 		g.Close()
 		return nil, err
 	}
 	return g, nil
 }
 
-func (g *Guest) start(ctx, run context.Context) error {
+func (g *Guest) start(ctx context.Context) error {
+	run := g.run
 	if err := g.stack.CreateNIC(sockets.NIC, ethernet.New(g.wire)); err != nil {
 		return fmt.Errorf("guest: create nic: %s", err)
 	}
@@ -372,7 +376,7 @@ func (g *Guest) frame(f []byte) {
 	if f[0]&1 == 0 && !slices.Equal(f[:6], g.cfg.MAC) {
 		return // as a card that is not promiscuous
 	}
-	if !g.cfg.Static && g.lessor(f) || g.prohibited(f) {
+	if !g.cfg.Static && (g.lessor(f) || g.lessor6(f)) || g.prohibited(f) {
 		return
 	}
 	g.wire.deliver(f)
@@ -448,6 +452,22 @@ func (a *advertised) changed() {
 	}
 }
 
+// toldLocked lets New return. Called with mu held.
+func (a *advertised) toldLocked() {
+	select {
+	case <-a.told:
+	default:
+		close(a.told)
+	}
+}
+
+// tell is toldLocked without mu.
+func (g *Guest) tell() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	(*advertised)(g).toldLocked()
+}
+
 // OnDuplicateAddressDetectionResult implements ipv6.NDPDispatcher.
 func (a *advertised) OnDuplicateAddressDetectionResult(tcpip.NICID, tcpip.Address, stack.DADResult) {}
 
@@ -501,11 +521,7 @@ func (a *advertised) OnAutoGenAddress(_ tcpip.NICID, p tcpip.AddressWithPrefix) 
 	defer a.mu.Unlock()
 	a.addrs = append(a.addrs, own)
 	a.changed()
-	select {
-	case <-a.told:
-	default:
-		close(a.told)
-	}
+	a.toldLocked()
 	return nil
 }
 
@@ -545,7 +561,19 @@ func (a *advertised) OnDNSSearchListOption(_ tcpip.NICID, names []string, _ time
 }
 
 // OnDHCPv6Configuration implements ipv6.NDPDispatcher.
-func (a *advertised) OnDHCPv6Configuration(tcpip.NICID, ipv6.DHCPv6ConfigurationFromNDPRA) {}
+func (a *advertised) OnDHCPv6Configuration(_ tcpip.NICID, c ipv6.DHCPv6ConfigurationFromNDPRA) {
+	if c != ipv6.DHCPv6ManagedAddress {
+		return
+	}
+	a.mu.Lock()
+	first := !a.managed && a.run.Err() == nil
+	a.managed = true
+	a.mu.Unlock()
+	if first {
+		g := (*Guest)(a)
+		g.wg.Go(func() { g.keep6(g.run) })
+	}
+}
 
 // wire is the link as the guest's stack sees it.
 type wire struct {

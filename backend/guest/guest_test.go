@@ -100,6 +100,11 @@ func TestOverTCP(t *testing.T) {
 	if _, err := g.LookupNetIP(within(t), "nobody.internal."); !errors.As(err, &dnsErr) || !dnsErr.IsNotFound {
 		t.Errorf("nobody.internal.: %v", err)
 	}
+	for _, a := range gateways {
+		if err := g.Ping(within(t), netip.MustParseAddr(a), 1, []byte("hello")); err != nil {
+			t.Error(err)
+		}
+	}
 	const size = 100 << 20
 	mirror := func(l net.Listener, sum chan<- [32]byte) {
 		c, err := l.Accept()
@@ -282,6 +287,49 @@ func TestExit(t *testing.T) {
 				t.Errorf("%d were counted", got)
 			}
 		})
+	}
+}
+
+// Where addresses are leased and nothing else goes, a guest leases its IPv6 address, too, and is found by it.
+func TestStrictLeases(t *testing.T) {
+	n, at := network(t, backend.Config{StrictLeases: true})
+	g := plug(t, at, guest.Config{Name: "box"})
+	if !g.Addr4().IsValid() || !prefix6.Contains(g.Addr6()) {
+		t.Fatalf("addresses %v", g.Addrs())
+	}
+	l, err := g.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "hello")
+			c.Close()
+		}
+	}()
+	for _, network := range []string{"tcp4", "tcp6"} {
+		c, err := n.DialContext(within(t), network, "box:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(c)
+		c.Close()
+		if string(b) != "hello" || err != nil {
+			t.Errorf("%s: %q, %v", network, b, err)
+		}
+	}
+	for _, a := range gateways {
+		if err := g.Ping(within(t), netip.MustParseAddr(a), 1, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	if d := n.Guests()[0].Dropped; d["spoofed"] > 0 {
+		t.Errorf("dropped %v", d)
 	}
 }
 
