@@ -58,9 +58,10 @@ func (d *door) packets(a address) (o vfkit.Options, err error) {
 	return o, nil
 }
 
-// known adds what is known once there is a network: Apple's and libkrun's guests have buffers of their MTU.
+// known adds what is known once there is a network: Apple's and libkrun's guests have buffers of their MTU, and User
+// Mode Linux's cards refuse another.
 func (d *door) known(o vfkit.Options) vfkit.Options {
-	if d.framing.name == "vfkit" {
+	if d.framing.name != "dgram" {
 		o.MTU = cmp.Or(d.told, ethernetMTU)
 	}
 	return o

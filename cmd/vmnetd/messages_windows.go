@@ -2,6 +2,7 @@ package main
 
 import (
 	"net"
+	"os"
 
 	"github.com/vmnetd/vmnetd/vfkit"
 )
@@ -9,3 +10,5 @@ import (
 func inheritedMessages(int) (net.Listener, vfkit.Conn, net.Conn, error) {
 	return nil, nil, nil, errWindows
 }
+
+func messagePair() (net.Conn, *os.File, error) { return nil, nil, errWindows }

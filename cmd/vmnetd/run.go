@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/vmnetd/vmnetd/qemu"
+	"github.com/vmnetd/vmnetd/vfkit"
 )
 
 func runCommand() *cobra.Command {
@@ -41,7 +42,8 @@ A -netdev with id=vmnetd of the user's own is left as it is. With --mtu auto a v
 65520, or what the card's host_mtu says, and any other card's 1500; a virtio card that is added has host_mtu, which
 guests go by that do not ask DHCP for an MTU. Any other command, a script around QEMU too, finds the
 wire in descriptor $VMNETD_FD, each Ethernet frame behind its length in 32 bits, big-endian; if our word is among its
-arguments, they are treated as QEMU's. $VMNETD_CONTROL is the control socket, for 'vmnetd status' and its like; it is
+arguments, they are treated as QEMU's. A vfkit or krunkit command is given --device virtio-net with a datagram socket's
+descriptor; to say more, write --device virtio-net,vmnetd[,mac=MAC], for krunkit with offloading=on or off too. $VMNETD_CONTROL is the control socket, for 'vmnetd status' and its like; it is
 in a private folder that goes at the end, unless --control names one.
 
 With --netns, on Linux, any command has a network namespace of its own instead, with an interface on this network, DNS,
@@ -97,6 +99,7 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 			return usagef("--mac %s: want six bytes of a single station, as 52:54:00:12:34:56", mac)
 		}
 		argv := a[1:]
+		var messages *vfkit.Options // of a wire that is a datagram socket
 		if ns.on {
 			if mac == "" {
 				dir, _ := os.Getwd()
@@ -104,6 +107,11 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 			}
 			if n.mtu == 0 {
 				large(&cfg)
+			}
+		} else if v, ok := messageVMMOf(program); ok {
+			messages = new(vfkit.Options)
+			if argv, *messages, err = v.addNetwork(argv, w); err != nil {
+				return err
 			}
 		} else if wantsNetwork(program, argv) {
 			if isQEMU(program) {
@@ -127,9 +135,15 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 		}
 		var own string // a private folder
 		var by *way
-		if ns.on {
+		switch {
+		case ns.on:
 			by = wireSpace(ns, w.mac, program, func() string { return own })
-		} else if by, err = wireSocket(program, fd); err != nil {
+		case messages != nil:
+			by, err = wireMessages(program, fd, *messages)
+		default:
+			by, err = wireSocket(program, fd)
+		}
+		if err != nil {
 			return err
 		}
 		return run(cfg.Logger, program, append([]string{a[0]}, argv...), fd, by, func(d *daemon) error {
@@ -210,8 +224,13 @@ func wireSocket(program string, fd int) (*way, error) {
 	if err != nil {
 		return nil, err
 	}
+	return handOver(&door{framing: &qemuFraming, addr: "run:" + filepath.Base(program), only: whole(qemu.NewLink(ours), ""), remove: func() {}}, theirs, fd), nil
+}
+
+// handOver hands the other end of d's one wire on to the command.
+func handOver(d *door, theirs *os.File, fd int) *way {
 	return &way{
-		door: &door{framing: &qemuFraming, addr: "run:" + filepath.Base(program), only: whole(qemu.NewLink(ours), ""), remove: func() {}},
+		door: d,
 		prepare: func(cmd *exec.Cmd) error {
 			cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
 			cmd.Env = append(cmd.Env, "VMNETD_FD="+strconv.Itoa(fd))
@@ -219,7 +238,7 @@ func wireSocket(program string, fd int) (*way, error) {
 		},
 		started: func(*daemon, int) error { return theirs.Close() }, // or we would never see the command's end close
 		close:   func() { theirs.Close() },
-	}, nil
+	}
 }
 
 // run starts the network by start and a command on it, which is plugged in by w, and waits for the command to end. Its
