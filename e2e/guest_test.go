@@ -77,7 +77,7 @@ type transport struct {
 }
 
 // transports is the matrix's rows.
-var transports = slices.Concat(qemuRows, streamRows, datagramRows)
+var transports = slices.Concat(qemuRows, streamRows, datagramRows, umlRows)
 
 var (
 	qemuUnix   = transport{name: "qemu-unix", needs: vmNeed, starts: inQEMU, boots: true, door: unixDoor, bytes: 100_000_000, parallel: 20}

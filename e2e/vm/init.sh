@@ -18,6 +18,7 @@ ip link set lo up
 # Ask for a router at once, not after up to a second (RFC 4861 section 6.3.7 spreads a whole
 # network's guests over it; here is one, and a test that waits).
 echo 0 >/proc/sys/net/ipv6/conf/default/router_solicitation_delay
+[ -e /sys/class/net/vec0 ] && ip link set vec0 name eth0 # User Mode Linux's card
 [ -e /sys/class/net/eth0 ] && {
 	echo 0 >/proc/sys/net/ipv6/conf/eth0/router_solicitation_delay
 	case $vm_net in
