@@ -14,8 +14,8 @@ import (
 
 // The context IDs with a meaning of their own (vsock(7)).
 const (
-	cidAny   = 1<<32 - 1 // listening: whichever this machine has
-	portMost = 1<<32 - 2
+	cidAny   uint32 = 1<<32 - 1 // listening: whichever this machine has
+	portMost uint64 = 1<<32 - 2
 )
 
 var cidNames = map[string]uint32{"any": cidAny, "local": vsock.Local, "host": vsock.Host}
