@@ -35,6 +35,9 @@
 //  9. backend/egress: host sockets, or somewhere else.
 //
 // The host's way in is the same path backwards: portforward accepts, dialin.go opens the flow and dials the guest.
+// A program that has the network in it goes the same way: Network.DialContext to a guest (dialin.go), Network.Listen for
+// what guests want of the program (inside.go). To be a guest itself, it takes package guest; to lead guests of another
+// machine to some addresses only, Config.Routes.
 //
 // # What runs and who locks
 //

@@ -21,6 +21,7 @@ import (
 
 	"github.com/vmnetd/vmnetd/backend"
 	. "github.com/vmnetd/vmnetd/backend/backendtest"
+	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/flows"
 )
 
@@ -306,6 +307,103 @@ func TestDialContextNames(t *testing.T) {
 	}
 }
 
+// Nobody whom a guest may not reach reaches it, even by a socket that it has open with somebody else.
+func TestRoutesInward(t *testing.T) {
+	both(t, func(t *testing.T, f family) {
+		stranger := f.world.Next()
+		p := &strangers{from: []netip.AddrPort{at(stranger, 9), at(f.world, 10), at(stranger, 9), at(f.world, 9)}, closed: make(chan struct{})}
+		e := &Egress{Open: func(context.Context, string) (egress.PacketConn, error) { return p, nil }}
+		_, g := up(t, backend.Config{Egress: e, Routes: []netip.Prefix{netip.PrefixFrom(f.world, f.world.BitLen())}})
+		w := g.Watch(IsUDP(9, 99))
+		u, err := g.ListenUDP(at(f.of(g), 99))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		g.SetGateway(f.gateway)
+		if _, err := u.WriteTo([]byte("who answers?"), at(f.world, 9)); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []netip.AddrPort{at(f.world, 10), at(f.world, 9)} { // endpoint-independent, within the routes
+			if _, from := readGuest(t, u); from != want {
+				t.Errorf("a datagram from %s, want %s", from, want)
+			}
+		}
+		if got := w.Got(); len(got) != 1 {
+			t.Errorf("%d frames from port 9", len(got))
+		}
+	})
+}
+
+// strangers is a socket that has datagrams from anybody.
+type strangers struct {
+	egress.PacketConn
+	from   []netip.AddrPort
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (p *strangers) WriteTo(b []byte, _ netip.AddrPort) (int, error) { return len(b), nil }
+
+func (p *strangers) ReadBorrowed(bufs egress.Buffers) ([]byte, netip.AddrPort, error) {
+	if len(p.from) == 0 {
+		<-p.closed
+		return nil, netip.AddrPort{}, net.ErrClosed
+	}
+	from := p.from[0]
+	p.from = p.from[1:]
+	return bufs.Get()[:1], from, nil
+}
+
+func (p *strangers) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return nil
+}
+
+// Closing the network ends what the program holds of it, and whoever waits there.
+func TestCloseEndsThePrograms(t *testing.T) {
+	n, g := up(t, backend.Config{})
+	l := listenInside(t, n, "tcp", ":80")
+	pc, err := n.ListenPacket("udp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := g.Dial(patience(t), "tcp", at(gateway4, 80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs := make(chan error, 3)
+	go func() { _, err := l.Accept(); errs <- err }()
+	go func() { _, _, err := pc.ReadFrom(make([]byte, 1)); errs <- err }()
+	go func() { _, err := s.Read(make([]byte, 1)); errs <- err }()
+	n.Close()
+	for range 3 {
+		select {
+		case err := <-errs:
+			var op *net.OpError
+			if !errors.As(err, &op) {
+				t.Errorf("%v", err)
+			}
+		case <-time.After(Patience):
+			t.Fatal("somebody waits")
+		}
+	}
+	if _, err := n.DialContext(patience(t), "tcp", g.Addr4().String()+":80"); err == nil {
+		t.Error("dialled a guest of a closed network")
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("close of a listener that is closed: %v", err)
+	}
+}
+
 // Package net's own test of a connection, over the two ways in which the program gets one.
 func TestConnIsNets(t *testing.T) {
 	for i, c := range carriers {
@@ -397,7 +495,10 @@ func TestRoutes(t *testing.T) {
 		g.Send(g.IP(t, f.world, TCP{SrcPort: 4001, DstPort: 80, Flags: "S"}), g.IP(t, f.world, UDP{SrcPort: 4001, DstPort: 80}, Payload("x")))
 		w.Expect(t)
 		w.Expect(t)
-		if n.Flows().Counts()["outside-routes"] < 2 {
+		p := g.Watch(IsICMP(f.unreachable, f.admin))
+		g.Send(g.IP(t, f.world, Echo(f.world, false, 1, 1), Payload("ping")))
+		p.Expect(t)
+		if n.Flows().Counts()["outside-routes"] < 3 {
 			t.Errorf("counts %v", n.Flows().Counts())
 		}
 	})
