@@ -21,6 +21,7 @@ import (
 // user nobody, and guests of that guest, which come to it over vsock_loopback. One port takes all that tell themselves
 // apart.
 func TestVsock(t *testing.T) {
+	t.Parallel()
 	needQEMU(t)
 	program := filepath.Join(base, "vmnetd-static")
 	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", program, "github.com/vmnetd/vmnetd/cmd/vmnetd")
