@@ -43,6 +43,10 @@ unix:$XDG_RUNTIME_DIR/vmnetd/qemu.sock, and the lines for QEMU are printed.
   --hyperkit         HyperKit, and gvforwarder with -url unix:///PATH, vsock://2:PORT/connect, or stdio: and a script that
                      is "exec vmnetd serve --hyperkit stdio"
   --vde              vde_plug, as in: dpipe vde_plug SWITCH = vmnetd serve --vde stdio
+  --vfkit            vfkit, krunkit and libkrun's unixgram: any number of guests at one datagram socket; offloading=off where
+                     no guest leaves frames unfinished, as libkrun's do with offloading=on
+  --dgram            QEMU's -netdev dgram; UDP tunnels of GNS3 and VirtualBox, with peer=ADDRESS:PORT for one with that end
+  --bess             User Mode Linux's vec0:transport=bess
   --netns            Linux network namespaces: an interface is made there, pid:PID or path:PATH, with the options ifname,
                      mac, host (the name that it leases under), userns (of a path) and configure=no
 
@@ -52,6 +56,9 @@ unix:$XDG_RUNTIME_DIR/vmnetd/qemu.sock, and the lines for QEMU are printed.
                      every user of this machine, or of that network, can plug in
   vsock:[CID:]PORT   Linux's AF_VSOCK: guests of this host find it at vsock:2:PORT. CID is a number, any, local or host
   fd:N               a stream socket that vmnetd was started with, connected or listening
+                     (of --vfkit, --dgram and --bess: a datagram or seqpacket socket)
+  udp:[HOST:]PORT    of --dgram: as tcp
+  fds:PATH           of --vfkit: descriptors of guests' sockets are handed over at a unix stream socket, as Lima's vz does
   stdio              standard input and output: one guest's wire. What is else printed goes to standard error
   dial:unix:PATH     the other way round: a VMM that listens, as QEMU does with server=on, is dialled and dialled again
   dial:tcp:HOST:PORT, dial:vsock:CID:PORT
