@@ -68,6 +68,7 @@ type transport struct {
 	// starts starts a guest, which asks for its lease by itself.
 	starts func(t *testing.T, l *lab, at attach, name string, mac net.HardwareAddr) Guest
 	single bool // the door takes one guest and no other
+	brief  bool // only scenarios that say something of the wire
 	boots  bool // the guest has a kernel of its own, which takes seconds and tests its IPv6 addresses for duplicates
 
 	// What the row's guests can carry in the time that a test has: emulated ones are a hundred times slower.

@@ -15,29 +15,31 @@ type bench struct {
 	g, other *guest
 }
 
-// scenarios run one after another on each row's guest. Each leaves the guest as it found it.
+// scenarios run one after another on each row's guest. Each leaves the guest as it found it. What is behind the wire is
+// the same for all rows, so brief ones have only those that say something of the wire.
 var scenarios = []struct {
 	name string
 	run  func(*testing.T, *bench)
+	wire bool
 }{
-	{"Configuration", testConfiguration},
-	{"Ping", testPing},
-	{"LocalNames", testLocalNames},
-	{"UpstreamNames", testUpstreamNames},
-	{"TCPBytes", testTCPBytes},
-	{"TCPEnds", testTCPEnds},
-	{"TCPUnreachable", testTCPUnreachable},
-	{"TCPParallel", testTCPParallel},
-	{"UDP", testUDP},
-	{"UDPUnreachable", testUDPUnreachable},
-	{"UDPMapping", testUDPMapping},
-	{"HostLoopback", testHostLoopback},
-	{"ClosedAddresses", testClosedAddresses},
-	{"Forwards", testForwards},
-	{"ForwardSyntax", testForwardSyntax},
-	{"ForwardEnds", testForwardEnds},
-	{"ForwardSource", testForwardSource},
-	{"OtherGuest", testOtherGuest},
+	{"Configuration", testConfiguration, true},
+	{"Ping", testPing, true},
+	{"LocalNames", testLocalNames, true},
+	{"UpstreamNames", testUpstreamNames, false},
+	{"TCPBytes", testTCPBytes, true},
+	{"TCPEnds", testTCPEnds, false},
+	{"TCPUnreachable", testTCPUnreachable, false},
+	{"TCPParallel", testTCPParallel, true},
+	{"UDP", testUDP, true},
+	{"UDPUnreachable", testUDPUnreachable, false},
+	{"UDPMapping", testUDPMapping, false},
+	{"HostLoopback", testHostLoopback, false},
+	{"ClosedAddresses", testClosedAddresses, false},
+	{"Forwards", testForwards, true},
+	{"ForwardSyntax", testForwardSyntax, false},
+	{"ForwardEnds", testForwardEnds, false},
+	{"ForwardSource", testForwardSource, false},
+	{"OtherGuest", testOtherGuest, true},
 }
 
 func TestMatrix(t *testing.T) {
@@ -59,6 +61,9 @@ func TestMatrix(t *testing.T) {
 				b.other.configured(t)
 			}
 			for _, s := range scenarios {
+				if row.brief && !s.wire {
+					continue
+				}
 				t.Run(s.name, func(t *testing.T) { s.run(t, b) })
 			}
 		})

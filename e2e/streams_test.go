@@ -18,11 +18,11 @@ import (
 // Doors of the matrix that are streams with other beginnings and other lengths than QEMU's.
 
 var streamRows = []transport{
-	{name: "kernel-connect", starts: inNamespace, door: connectDoor, mtu: "1500", bytes: 100_000_000, parallel: 50},
-	{name: "kernel-vpnkit", starts: inNamespace, door: vpnkitDoor, mtu: "1500", bytes: 100_000_000, parallel: 50},
-	{name: "kernel-stdio", starts: inNamespace, single: true, door: stdioDoor, mtu: "1500", bytes: 100_000_000, parallel: 50},
-	{name: "qemu-vde", needs: vmNeed, starts: inQEMU, boots: true, single: true, door: vdeDoor, mtu: "1500", bytes: 100_000_000, parallel: 5},
-	{name: "qemu-dial", needs: vmNeed, starts: inQEMU, boots: true, single: true, door: dialDoor, bytes: 100_000_000, parallel: 5},
+	{name: "kernel-connect", brief: true, starts: inNamespace, door: connectDoor, mtu: "1500", bytes: 100_000_000, parallel: 50},
+	{name: "kernel-vpnkit", brief: true, starts: inNamespace, door: vpnkitDoor, mtu: "1500", bytes: 100_000_000, parallel: 50},
+	{name: "kernel-stdio", brief: true, starts: inNamespace, single: true, door: stdioDoor, mtu: "1500", bytes: 100_000_000, parallel: 50},
+	{name: "qemu-vde", brief: true, needs: vmNeed, starts: inQEMU, boots: true, single: true, door: vdeDoor, mtu: "1500", bytes: 100_000_000, parallel: 5},
+	{name: "qemu-dial", brief: true, needs: vmNeed, starts: inQEMU, boots: true, single: true, door: dialDoor, bytes: 100_000_000, parallel: 5},
 }
 
 // flagDoor is a daemon whose door is a unix socket by this flag, and guests that speak this framing there.
