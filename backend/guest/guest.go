@@ -584,7 +584,14 @@ type wire struct {
 	dispatcher stack.NetworkDispatcher
 }
 
-var _ stack.LinkEndpoint = (*wire)(nil)
+var (
+	_ stack.LinkEndpoint = (*wire)(nil)
+	_ stack.GSOEndpoint  = (*wire)(nil)
+)
+
+// The stack cuts large segments itself, and so hands over many frames at a time, which leave as one.
+func (w *wire) GSOMaxSize() uint32               { return 1 << 16 }
+func (w *wire) SupportedGSO() stack.SupportedGSO { return stack.GVisorGSOSupported }
 
 func (w *wire) MTU() uint32                                  { return w.mtu }
 func (w *wire) SetMTU(uint32)                                {}
