@@ -33,7 +33,7 @@ func TestTwoNetworks(t *testing.T) {
 	l := newLab(t)
 	wire := map[string]string{"default": l.path("q.sock"), "lab": l.path("lab.sock"), "closed": l.path("closed.sock")}
 	d := l.serve(t, "-p", "127.0.0.1:0:7", "--network", "lab,net=10.0.2.0/24,forward=127.0.0.1:0:7,no-host-loopback",
-		"--network", "closed,net=10.9.0.0/24,isolate",
+		"--network", "closed,net=10.9.0.0/24,isolate,route="+world4,
 		"--qemu", "unix:"+wire["lab"]+",network=lab", "--qemu", "unix:"+wire["closed"]+",network=closed")
 	plug := func(network, name string) *guest {
 		t.Helper()
@@ -109,6 +109,12 @@ func TestTwoNetworks(t *testing.T) {
 	reaches(delta, echo.addr6.String(), false)
 	b := &bench{lab: l, daemon: delta.d, gateway: delta.d.gateway(t), g: delta}
 	b.bytes(t, world4, l.world, 1_000_000)
+	elsewhere := l.world.serve(t, "tcp", second4+":0", traffic.Echo)
+	var r traffic.Report
+	delta.json(t, &r, "guest tcp -timeout 5s -send 10 %s", elsewhere.Addr())
+	if i, _ := delta.info(t); r.End == "eof" || i.Dropped["outside-routes"] == 0 {
+		t.Errorf("outside the network's routes: %q, dropped %v", r.End, i.Dropped)
+	}
 	if i, _ := delta.info(t); i.Dropped["isolated"] == 0 {
 		t.Errorf("what went to the neighbour is not counted: %v", i.Dropped)
 	}
@@ -142,4 +148,71 @@ func (g *guest) info4(t *testing.T) backend.GuestInfo {
 		t.Fatalf("%s is not on network %s", g.name, g.d.network)
 	}
 	return i
+}
+
+// TestStrictLeases: a kernel that takes what address it likes, and one that asks.
+//
+//	alpha  leased by DHCP and DHCPv6
+//	bravo  root in its machine, an attacker on the network
+func TestStrictLeases(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	d := l.serve(t, "--strict-leases")
+	gw := d.gateway(t)
+	leased := func(name string) *guest {
+		t.Helper()
+		g := kernelUnix.launch(t, d, attach{unix: d.unix}, name)
+		wait(t, name+" has a lease", func() (err error) {
+			g.addr4, err = netip.ParseAddr(g.lease(t)["ip"])
+			return err
+		})
+		return g
+	}
+	alpha, bravo := leased("alpha"), leased("bravo")
+	pings := func(g *guest, args string, want bool) {
+		t.Helper()
+		if out, errs, code, err := g.try(t, "ping -c 1 -W 2 %s", args); err != nil || (code == 0) != want {
+			t.Errorf("%s: ping %s: exit status %d, %v, want success %v: %s%s", g.name, args, code, err, want, out, errs)
+		}
+	}
+	spoofed := func(g *guest) uint64 { return g.info4(t).Dropped["spoofed"] }
+	pings(alpha, gw.gw4.String(), true)
+	pings(alpha, bravo.addr4.String(), true)
+
+	// IPv6 addresses come from DHCPv6; no kernel has made any.
+	for _, g := range []*guest{alpha, bravo} {
+		if a := g.slaac(t, d.status(t).Networks[0].Prefix6); a.IsValid() {
+			t.Errorf("%s has made itself %s", g.name, a)
+		}
+	}
+	p := d.status(t).Networks[0].Prefix6.Addr().String() // "fd00:…::"
+	before := spoofed(bravo)
+	bravo.run(t, "ip addr add %s7777/64 dev eth0", p)
+	pings(bravo, "-I "+p+"7777 "+gw.gw6.String(), false)
+	if spoofed(bravo) == before {
+		t.Error("an IPv6 address of its own making is not counted")
+	}
+	bravo.run(t, "ip addr del %s7777/64 dev eth0", p)
+
+	// An address that nobody has, and the neighbour's.
+	for _, a := range []string{"10.0.2.77", alpha.addr4.String()} {
+		before := spoofed(bravo)
+		bravo.run(t, "ip addr add %s/32 dev eth0", a)
+		pings(bravo, "-I "+a+" "+gw.gw4.String(), false)
+		if spoofed(bravo) == before {
+			t.Errorf("%s as %s is not counted", bravo.name, a)
+		}
+		bravo.run(t, "ip addr del %s/32 dev eth0", a)
+	}
+	// Its MAC, too: the attacker is cut off, not the one whose it is.
+	bravo.run(t, "ip link set eth0 down; ip link set eth0 address %s; ip link set eth0 up", alpha.mac)
+	bravo.run(t, "ip addr show dev eth0 | grep -q 'inet %s/' || ip addr add %s/24 dev eth0", bravo.addr4, bravo.addr4)
+	pings(bravo, gw.gw4.String(), false)
+	pings(alpha, gw.gw4.String(), true)
+	b := &bench{lab: l, daemon: d, gateway: gw, g: alpha}
+	b.bytes(t, world4, l.world, 1_000_000)
+	// And back: what it was leased is still its own.
+	bravo.run(t, "ip link set eth0 down; ip link set eth0 address %s; ip link set eth0 up", bravo.mac)
+	bravo.run(t, "ip addr show dev eth0 | grep -q 'inet %s/' || ip addr add %s/24 dev eth0", bravo.addr4, bravo.addr4)
+	pings(bravo, gw.gw4.String(), true)
 }
