@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vmnetd/vmnetd/e2e/traffic"
 	"github.com/vmnetd/vmnetd/e2e/vm"
 	"github.com/vmnetd/vmnetd/e2e/vm/channel"
 	"golang.org/x/sys/unix"
@@ -264,5 +265,61 @@ func TestRunNetns(t *testing.T) {
 	k.client.Close() // the command ends
 	if code := d.end(t, patience); code != 0 {
 		t.Errorf("exit status %d: %s", code, d.log.String())
+	}
+}
+
+// TestNetnsGuests: namespaces and a guest in QEMU's framing on one network. What a namespace's kernel leaves to do on its
+// frames is done by the time they reach the other, and goes as it is from namespace to namespace.
+func TestNetnsGuests(t *testing.T) {
+	t.Parallel()
+	need(t)
+	needTUN(t)
+	l := newLab(t)
+	names := []string{"alpha", "bravo"}
+	d := &daemon{lab: l, control: l.path("control.sock"), unix: l.path("q.sock")}
+	args := []string{"serve", "--control", d.control, "--qemu", "unix:" + d.unix}
+	var guests []*guest
+	for _, name := range names {
+		k := startOwnGuest(t, name)
+		args = append(args, "--netns", fmt.Sprintf("pid:%d,ifname=eth0,mac=%s,configure=no", k.cmd.Process.Pid, vm.MAC(name, 0)))
+		guests = append(guests, &guest{Guest: k, name: name, mac: vm.MAC(name, 0), row: netnsRow, d: d})
+	}
+	cmd := l.command(t, args...)
+	l.openTUN(t, cmd)
+	d.begin(t, cmd)
+	for _, g := range guests {
+		g.run(t, "%s", dhcpUp(g.name))
+		g.configured(t)
+	}
+	guests = append(guests, kernelUnix.boot(t, d, attach{unix: d.unix}, "charlie"))
+	const n = 5_000_000
+	for _, mtu := range []int{65520, 1500} {
+		for _, g := range guests {
+			g.run(t, "ip link set eth0 mtu %d", mtu)
+		}
+		for _, from := range guests {
+			for _, to := range guests {
+				if from == to {
+					continue
+				}
+				for _, a := range []netip.Addr{to.addr4, to.addr6} {
+					port, sink := to.listen(t, "guest listen sink :0")
+					var r traffic.Report
+					from.json(t, &r, "guest tcp -timeout 30s -send %d -seed 3 %s", n, netip.AddrPortFrom(a, port))
+					var got traffic.Report
+					sink.next(t, &got)
+					if r.End != "eof" || got.Received != n || got.ReceivedHash != traffic.Hash(3, n) {
+						t.Errorf("%s to %s at %s, MTU %d: %d of %d bytes, hash right: %v, end %q (%s)", from.name, to.name, a, mtu, got.Received, n, got.ReceivedHash == traffic.Hash(3, n), r.End, r.Error)
+					}
+					sink.Kill()
+				}
+			}
+		}
+	}
+	for _, g := range guests {
+		info, _ := g.info(t)
+		if info.Dropped["malformed"] > 0 {
+			t.Errorf("%s: dropped %v", g.name, info.Dropped)
+		}
 	}
 }
