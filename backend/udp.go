@@ -22,6 +22,7 @@ import (
 
 	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/backend/link"
+	"github.com/vmnetd/vmnetd/backend/sockets"
 	"github.com/vmnetd/vmnetd/flows"
 )
 
@@ -397,14 +398,14 @@ type udpConn struct {
 	to atomic.Pointer[func([]byte, error)] // if set, gets what would go into in
 
 	refused  atomic.Bool
-	deadline deadline
+	deadline sockets.Deadline
 }
 
 // bindUDP opens a conversation with the guest's dst, from src; a zero port in src picks one.
 func (p *port) bindUDP(src, dst netip.AddrPort) (*udpConn, error) {
 	u := &p.udp
 	c := &udpConn{side: u, in: make(chan []byte, udpBacklog), done: make(chan struct{})}
-	c.deadline.init()
+	c.deadline.Init()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.closed {
@@ -508,7 +509,7 @@ func (c *udpConn) Read(b []byte) (int, error) {
 		select {
 		case <-c.done:
 			return 0, net.ErrClosed
-		case <-c.deadline.passed():
+		case <-c.deadline.Passed():
 			return 0, os.ErrDeadlineExceeded
 		case p := <-c.in:
 			if p == nil {
@@ -559,46 +560,8 @@ func (c *udpConn) Close() error {
 
 func (c *udpConn) LocalAddr() net.Addr                { return net.UDPAddrFromAddrPort(c.pair.local) }
 func (c *udpConn) RemoteAddr() net.Addr               { return net.UDPAddrFromAddrPort(c.pair.remote) }
-func (c *udpConn) SetDeadline(t time.Time) error      { c.deadline.set(t); return nil }
-func (c *udpConn) SetReadDeadline(t time.Time) error  { c.deadline.set(t); return nil }
+func (c *udpConn) SetDeadline(t time.Time) error      { c.deadline.Set(t); return nil }
+func (c *udpConn) SetReadDeadline(t time.Time) error  { c.deadline.Set(t); return nil }
 func (c *udpConn) SetWriteDeadline(t time.Time) error { return nil } // writes do not wait
 
 var _ net.Conn = (*udpConn)(nil)
-
-// deadline is a channel that is closed at a time that may change.
-type deadline struct {
-	mu    sync.Mutex
-	ch    chan struct{}
-	timer *time.Timer
-}
-
-func (d *deadline) init() { d.ch = make(chan struct{}) }
-
-func (d *deadline) passed() <-chan struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.ch
-}
-
-func (d *deadline) set(t time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.timer != nil && !d.timer.Stop() {
-		<-d.ch // it is closing
-	}
-	d.timer = nil
-	select {
-	case <-d.ch:
-		d.ch = make(chan struct{})
-	default:
-	}
-	if t.IsZero() {
-		return
-	}
-	ch := d.ch
-	if in := time.Until(t); in > 0 {
-		d.timer = time.AfterFunc(in, func() { close(ch) })
-	} else {
-		close(ch)
-	}
-}

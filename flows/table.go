@@ -86,7 +86,8 @@ func NewTable(l Limits, p Policy) *Table {
 	return t
 }
 
-// SetPolicy changes the policy for conversations to come.
+// SetPolicy changes the policy for conversations to come. A network that closes doors or has routes does so in the policy
+// that it gave its table: whoever sets another brings these along.
 func (t *Table) SetPolicy(p Policy) {
 	if p == nil {
 		p = allowAll{}
