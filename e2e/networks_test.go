@@ -152,7 +152,7 @@ func (g *guest) info4(t *testing.T) backend.GuestInfo {
 
 // TestStrictLeases: a kernel that takes what address it likes, and one that asks.
 //
-//	alpha  leased by DHCP and DHCPv6
+//	alpha  has its lease
 //	bravo  root in its machine, an attacker on the network
 func TestStrictLeases(t *testing.T) {
 	t.Parallel()
