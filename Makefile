@@ -26,12 +26,13 @@ demo:
 
 # CI=true: a test that cannot have what it needs fails instead of skipping. Tests that need root skip for others, and
 # the summary names them.
+# -timeout: the matrix of guests takes six minutes on two quiet cores, and Go ends it after ten.
 # -p 1: test packages one after the other; beside a booting guest the waits of others would be measured, not they.
 # The guards against allocations run once more without -race, under which pools forget at random.
 test: check
 	@echo "go test -race ./..."
 	@if [ "$$(id -u)" = 0 ]; then CI=true; export CI; fi; \
-	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -race -p 1 ./... && \
+	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -race -p 1 -timeout 20m ./... && \
 	echo "go test -run '^TestAllocs' ./backend ./backend/checksum ./qemu" && \
 	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -run '^TestAllocs' ./backend ./backend/checksum ./qemu
 
