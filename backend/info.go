@@ -37,6 +37,9 @@ type Status struct {
 	LargeMTU   int               `json:"large_mtu,omitempty"`  // what those are offered whose NIC carries it
 	LargeNICs  bool              `json:"large_nics,omitempty"` // that is all of them
 	GatewayMAC string            `json:"gateway_mac"`
+	Isolate    bool              `json:"isolate,omitempty"`       // guests are kept from one another
+	Strict     bool              `json:"strict_leases,omitempty"` // guests are who they were leased, or nobody
+	Routes     []netip.Prefix    `json:"routes,omitempty"`        // all that they may reach; absent: everything
 	Since      time.Time         `json:"since"`
 	Guests     int               `json:"guests"`
 	Flows      int               `json:"flows"`

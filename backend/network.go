@@ -281,6 +281,7 @@ func (n *Network) Status() Status {
 	s := Status{
 		Name: c.Name, Prefix4: c.Prefix4, Gateway4: c.Gateway4, DNS4: c.DNS4,
 		Prefix6: c.Prefix6, Gateway6: c.Gateway6, DNS6: c.DNS6, MTU: c.MTU, LargeMTU: c.LargeMTU, LargeNICs: c.LargeNICs, GatewayMAC: c.GatewayMAC.String(),
+		Isolate: c.Isolate, Strict: c.StrictLeases, Routes: c.Routes,
 		Since: n.since, Guests: len(n.seg.all()), Flows: n.flows.Len(), FlowsTotal: n.flows.Opened(),
 		Refused: n.flows.Counts(), Router6: n.router6.Load(), Ping4: "ok", Ping6: "ok", Resolvers: []string{},
 		Warnings: n.warned.list(),

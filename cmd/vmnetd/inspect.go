@@ -301,6 +301,15 @@ func writeStatus(w io.Writer, st control.Status) {
 		row(w, "IPv6", fmt.Sprintf("%s, gateway %s, DNS %s; %s", n.Prefix6, n.Gateway6, n.DNS6, router))
 		row(w, "MTU", mtus(n))
 		row(w, "gateway MAC", n.GatewayMAC)
+		if n.Isolate {
+			row(w, "isolate", "guests are kept from one another")
+		}
+		if n.Strict {
+			row(w, "strict leases", "guests send as what they were given only")
+		}
+		if n.Routes != nil {
+			row(w, "routes", strings.Trim(fmt.Sprint(n.Routes), "[]"))
+		}
 		row(w, "resolvers", strings.Join(n.Resolvers, ", "))
 		row(w, "ping IPv4", n.Ping4)
 		row(w, "ping IPv6", n.Ping6)
