@@ -24,7 +24,8 @@
 //
 //  1. backend/link: the wire. Batches of whole frames.
 //  2. port.go: one guest. Its reader, its writer, its bounded queue (queue.go).
-//  3. segment.go, onward.go: the switch. Who has which MAC and address; frames between guests.
+//  3. segment.go, onward.go: the switch. Who has which MAC and address; frames between guests. finish.go: what a guest's
+//     kernel has left to do on them.
 //     guard.go: who a guest may be, and what one may say to another.
 //  4. gateway.go, ndp.go, services.go: what the gateway answers itself: ARP, neighbour discovery, DHCP.
 //     nic.go, split.go: the gateway's side of the wire as the stack sees it. mtu.go: what each guest takes.
