@@ -139,7 +139,7 @@ func wireSpace(f spaceFlags, mac, program string, dir func() string) *way {
 				return err
 			}
 			resolv := filepath.Join(dir(), "resolv.conf")
-			if err := os.WriteFile(resolv, resolvConf(d.net.Config()), 0o644); err != nil {
+			if err := errors.Join(os.WriteFile(resolv, resolvConf(d.net.Config()), 0o644), os.Chmod(resolv, 0o644)); err != nil { // whatever our umask
 				return err
 			}
 			defer os.Remove(resolv) // what is mounted stays
