@@ -126,3 +126,29 @@ func TestDoorOfNetwork(t *testing.T) {
 		d.close()
 	}
 }
+
+// What --network says makes a network that has a name of its own, or is refused with a reason. Seeds are in testdata.
+func FuzzParseNetwork(f *testing.F) {
+	f.Fuzz(func(t *testing.T, spec string) {
+		base := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+		var n networkFlags
+		n.add(base, slog.LevelInfo)
+		if err := base.Parse([]string{"--no-host-loopback", "--search", "a.example"}); err != nil {
+			t.Fatal(err)
+		}
+		plans, err := others([]string{spec}, base, backend.Config{}, io.Discard)
+		if err != nil {
+			if !strings.Contains(err.Error(), "--network") {
+				t.Errorf("%q: %v does not say where", spec, err)
+			}
+			return
+		}
+		c := plans[0].cfg
+		if c.Name == "default" || checkName(c.Name) != nil || !strings.HasPrefix(spec, c.Name) {
+			t.Errorf("%q is network %q", spec, c.Name)
+		}
+		if !c.NoHostLoopback && !strings.Contains(spec, "loopback") || len(c.Search) == 0 {
+			t.Errorf("%q has not what the first network has: %+v", spec, c)
+		}
+	})
+}
