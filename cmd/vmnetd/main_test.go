@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 		"vmnetd":             main,
 		"qemu-system-x86_64": func() { os.Exit(fakeQEMU(os.Args[1:])) },
 		"vmm":                func() { os.Exit(fakeQEMU(os.Args[1:])) },
+		"vfkit":              func() { os.Exit(fakeVfkit(os.Args[1:])) },
+		"krunkit":            func() { os.Exit(fakeVfkit(os.Args[1:])) },
 	})
 }
 

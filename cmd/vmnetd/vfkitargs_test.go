@@ -63,3 +63,30 @@ func TestAddMessageNetwork(t *testing.T) {
 		}
 	}
 }
+
+// FuzzAddMessageNetwork: nothing of the user's is lost, our word is never left to the command, and one device is ours.
+func FuzzAddMessageNetwork(f *testing.F) {
+	f.Fuzz(func(t *testing.T, s string, krun bool) {
+		v := messageVMMs[0]
+		if krun {
+			v = messageVMMs[1]
+		}
+		in := strings.Split(s, "\n")
+		out, _, err := v.addNetwork(in, wire{fd: 3, mac: "52:54:00:01:02:03"})
+		if err != nil {
+			return
+		}
+		if len(out) != len(in) && len(out) != len(in)+2 {
+			t.Fatalf("%q became %q", in, out)
+		}
+		changed := 0
+		for i := range in {
+			if in[i] != out[i] {
+				changed++
+			}
+		}
+		if added := len(out) > len(in); added && changed != 0 || !added && changed != 1 {
+			t.Fatalf("%q became %q", in, out)
+		}
+	})
+}
