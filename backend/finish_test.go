@@ -235,3 +235,20 @@ func TestFinish(t *testing.T) {
 		})
 	})
 }
+
+// Who captures a guest's frames need not know that they are unfinished.
+func TestFinishCaptured(t *testing.T) {
+	seen := make(chan int, 1000)
+	n := start(t, backend.Config{Capture: func(l link.Link) link.Link { return tapped{l, seen} }})
+	tap, wire := plugUnfinished(t, n, link.Told|link.Checksums, 0, Config{})
+	plain := Plug(t, n, Config{}).Up(t)
+	both(t, func(t *testing.T, f family) {
+		w := plain.Watch(FromMAC(tap.MAC()), ToPort(8))
+		b := tap.Via(plain.MAC(), f.of(plain), UDP{SrcPort: 7, DstPort: 8}, Payload(make([]byte, 99)))
+		wire.mark(b, partial(b))
+		tap.Send(b)
+		if p := w.Expect(t); Good()(p) != nil {
+			t.Errorf("%s: %v", p, Good()(p))
+		}
+	})
+}

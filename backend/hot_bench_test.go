@@ -49,7 +49,7 @@ func hotPorts(t testing.TB, count int) []*port {
 	var ps []*port
 	for range count {
 		_, far := link.Pipe(1)
-		p, err := n.newPort(n.ctx, far, "hot")
+		p, err := n.newPort(n.ctx, far, far, "hot")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -129,6 +129,7 @@ func (n *Network) save() {
 // Serve plugs a guest in and carries its frames until its wire ends, ctx does, or the network is closed. A wire that
 // ends is not an error. name says how the guest is attached, for people. Serve closes l.
 func (n *Network) Serve(ctx context.Context, l link.Link, name string) error {
+	wire := l
 	if n.cfg.Capture != nil {
 		l = n.cfg.Capture(l)
 	}
@@ -145,7 +146,7 @@ func (n *Network) Serve(ctx context.Context, l link.Link, name string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
-	p, err := n.newPort(ctx, l, name)
+	p, err := n.newPort(ctx, l, wire, name)
 	if err != nil {
 		l.Close()
 		return err

@@ -89,7 +89,8 @@ type port struct {
 // headLen is how much of a frame is looked at in one piece: Ethernet, and the longest IPv4 and TCP headers.
 const headLen = ethLen + 60 + 60
 
-func (n *Network) newPort(ctx context.Context, l link.Link, name string) (*port, error) {
+// newPort makes the port of a guest that l carries. wire says what frames it gives and takes; l is around it, or it.
+func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (*port, error) {
 	p := &port{net: n, name: name, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue)}
 	p.id = fmt.Sprintf("g%d", n.nextGuest.Add(1))
 	p.log = n.log.With("guest", p.id)
@@ -97,8 +98,8 @@ func (n *Network) newPort(ctx context.Context, l link.Link, name string) (*port,
 	p.nic = &nic{port: p}
 	p.flooded = newBucket(floodRate, floodBurst)
 	p.split.overlap = overlapOf(l)
-	p.gives, p.split.takes = link.OffloadsOf(l)
-	p.carries = carriesOf(l)
+	p.gives, p.split.takes = link.OffloadsOf(wire)
+	p.carries = carriesOf(wire)
 	s, err := newStack(p.nic, &n.cfg)
 	if err != nil {
 		return nil, err
