@@ -3,10 +3,11 @@ package vfkit
 // What a frame costs on the socket, in time, which nobody judges, and in allocations, which TestAllocs does.
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -35,9 +36,13 @@ func batch() *link.Batch {
 
 // peerOf is a call that sends or receives count messages at the far end, without allocating.
 func peerOf(t testing.TB, c net.Conn, trap uintptr, count, size int) func(int) int {
-	rc, err := c.(*net.UnixConn).SyscallConn()
+	rc, err := c.(syscall.Conn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
+	}
+	var to []byte
+	if a, ok := c.(addressed); ok && trap == unix.SYS_SENDMMSG {
+		to = a.to
 	}
 	var x call
 	x.init(trap)
@@ -47,6 +52,9 @@ func peerOf(t testing.TB, c net.Conn, trap uintptr, count, size int) func(int) i
 		vecs[i] = iovec(pattern(max(size, longest), i)[:size])
 		msgs[i].hdr.Iov = &vecs[i]
 		msgs[i].hdr.SetIovlen(1)
+		if to != nil {
+			msgs[i].hdr.Name, msgs[i].hdr.Namelen = &to[0], uint32(len(to))
+		}
 	}
 	return func(n int) int {
 		x.msgs = msgs[:n]
@@ -76,17 +84,37 @@ var hotWires = []hotWire{
 		t.Cleanup(func() { l.Close() })
 		return l, far
 	}},
-	{"shared", func(t testing.TB) (link.Link, net.Conn) {
-		b := newBed(t, false, Options{})
-		c, err := net.DialUnix("unixgram", &net.UnixAddr{Net: "unixgram", Name: filepath.Join(b.dir, "c")}, &net.UnixAddr{Net: "unixgram", Name: b.path()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		c.Write([]byte(greeting))
-		l, _ := b.accept(t)
-		return l, c
+	{"vfkit", func(t testing.TB) (link.Link, net.Conn) { return guestOf(t, true) }},
+	{"qemu", func(t testing.TB) (link.Link, net.Conn) { return guestOf(t, false) }},
+	{"vfkit plain", func(t testing.TB) (link.Link, net.Conn) {
+		l, c := guestOf(t, true)
+		return l.(*polledPeer).peer, c
 	}},
+	{"qemu plain", func(t testing.TB) (link.Link, net.Conn) {
+		l, c := guestOf(t, false)
+		return l.(*polledPeer).peer, c
+	}},
+}
+
+// addressed is a socket that is not connected, and the sockaddr that it sends to.
+type addressed struct {
+	*net.UnixConn
+	to []byte
+}
+
+func guestOf(t testing.TB, connected bool) (link.Link, net.Conn) {
+	b := newBed(t, false, Options{})
+	c := b.client(t, "c", connected)
+	b.send(t, c, []byte(greeting))
+	l, _ := b.accept(t)
+	if ok, err := l.(link.Polled).Poll(func(int) error { return nil }); !ok || err != nil {
+		t.Fatal(err)
+	}
+	if !connected {
+		family := binary.NativeEndian.AppendUint16(nil, unix.AF_UNIX)
+		return l, addressed{c, append(append(family, b.path()...), 0)}
+	}
+	return l, c
 }
 
 // reads returns a function that has frames sent by the far end and reads them.

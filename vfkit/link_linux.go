@@ -106,6 +106,11 @@ func (p *polled) receive(n int) (int, error) {
 	if err := p.rc.Control(c.bound); err != nil {
 		return 0, net.ErrClosed
 	}
+	if c.errno == unix.ECONNREFUSED && p.stays { // of what was written; what is there to be read stands behind it
+		if err := p.rc.Control(c.bound); err != nil {
+			return 0, net.ErrClosed
+		}
+	}
 	switch c.errno {
 	case 0:
 		return c.n, nil

@@ -28,6 +28,9 @@ const (
 	// idle conversations are older than any that keeps alive. It only comes back as another: what it says next makes it
 	// a guest again.
 	silentMost = time.Hour
+	// Its MAC from another port is the same VM started again if the one before has been silent for as long as no VM needs
+	// less to start. Two that are there with one MAC do not take it from each other by turns.
+	restartLeast = time.Second
 	// When there is no place for a new guest, who has said nothing for a minute gives way, or who has never said more
 	// than a word or two, for ten seconds: a guest that boots asks for its lease again and again.
 	silentFull  = time.Minute
@@ -91,7 +94,7 @@ func Listen(c Conn, o Options) *Listener {
 func (l *Listener) Accept() (guest link.Link, peer string, err error) {
 	select {
 	case p := <-l.come:
-		return p, " from " + p.says, nil
+		return p.link(), " from " + p.says, nil
 	case <-l.done:
 	}
 	l.mu.Lock()
@@ -199,9 +202,33 @@ func (s *socket) deliver(name, a, b []byte) {
 		l.mu.Unlock()
 	}
 	if frame {
+		if p.heard.Load() == 0 {
+			l.replaced(p, [6]byte(a[6:12]), s.now)
+		}
 		p.push(a, b, s.now)
 	} else if !greets {
 		p.malformed()
+	}
+}
+
+// replaced ends those who had the MAC of p's first frame and are gone: the VM was started again, and its VMM has another
+// address. now is when the frame came.
+func (l *Listener) replaced(p *peer, mac [6]byte, now int64) {
+	var before []*peer
+	l.mu.Lock()
+	p.mac = mac
+	if mac[0]&1 == 0 { // a station's
+		for _, q := range l.peers {
+			if q != p && q.mac == mac && q.tx != nil {
+				before = append(before, q)
+			}
+		}
+	}
+	l.mu.Unlock()
+	for _, q := range before {
+		if l.udp && now-q.spoke.Load() >= int64(restartLeast) || !q.s.there(q.name) {
+			q.finish(io.EOF)
+		}
 	}
 }
 
@@ -333,6 +360,7 @@ type peer struct {
 	says    string
 	tx      sender    // nil if it cannot be answered
 	refused time.Time // under Listener.mu: when it was found that it cannot be answered
+	mac     [6]byte   // under Listener.mu: the source of its first frame
 
 	spoke atomic.Int64 // when, in Unix nanoseconds
 	heard atomic.Int64 // how many frames
@@ -344,6 +372,8 @@ type peer struct {
 	lost  int       // that found no room
 	over  error     // what reads and writes end with
 	done  chan struct{}
+
+	notify func() // under mu: wakes a reader that polls
 
 	// Of the one reader:
 	spare []byte // to be in next
@@ -374,7 +404,15 @@ func (p *peer) push(a, b []byte, now int64) {
 	p.in = binary.NativeEndian.AppendUint32(p.in, uint32(size))
 	p.in = append(append(p.in, a...), b...)
 	if first {
-		p.wake.Signal()
+		p.tell()
+	}
+}
+
+// tell wakes the reader. It is called with mu held.
+func (p *peer) tell() {
+	p.wake.Broadcast()
+	if p.notify != nil {
+		p.notify()
 	}
 }
 
@@ -396,6 +434,12 @@ func (p *peer) ReadFrames(b *link.Batch) error {
 	for len(p.in) == 0 && p.over == nil {
 		p.wake.Wait()
 	}
+	return p.take(b)
+}
+
+// take makes frames of what is queued. It is called with mu held, when there is something or the wire is over, and
+// unlocks it.
+func (p *peer) take(b *link.Batch) error {
 	if len(p.in) == 0 || errors.Is(p.over, net.ErrClosed) {
 		err := p.over
 		p.mu.Unlock()
@@ -423,19 +467,25 @@ func (p *peer) ReadFrames(b *link.Batch) error {
 	return nil
 }
 
-func (p *peer) WriteFrames(frames []link.Frame) (done int, err error) {
+func (p *peer) WriteFrames(frames []link.Frame) (int, error) {
 	n, err := p.tx.send(frames, p.done)
+	return n, p.wrote(err)
+}
+
+// wrote is what an error of sending is to the wire.
+func (p *peer) wrote(err error) error {
 	switch {
-	case err == nil:
-		return n, nil
+	case err == nil, err == link.ErrWait:
+		return err
 	case errors.Is(err, net.ErrClosed):
-		return n, net.ErrClosed
+		return net.ErrClosed
 	case gone(err):
 		p.finish(io.EOF)
-		return n, io.EOF
+		return io.EOF
 	}
-	p.finish(fmt.Errorf("vfkit: write to %s: %w", p.says, err))
-	return n, err
+	err = fmt.Errorf("vfkit: write to %s: %w", p.says, err)
+	p.finish(err)
+	return err
 }
 
 // finish ends the wire of a guest that was admitted, and forgets the address.
@@ -445,7 +495,7 @@ func (p *peer) finish(err error) {
 	if first {
 		p.over = err
 		close(p.done)
-		p.wake.Broadcast()
+		p.tell()
 	}
 	p.mu.Unlock()
 	if !first {

@@ -244,6 +244,94 @@ func TestDeafGuest(t *testing.T) {
 	}
 }
 
+// A guest served by a loop is the same guest: what it sends makes its descriptor readable, and so does room for what it
+// is sent, once it has read.
+func TestPolledGuest(t *testing.T) {
+	for _, connected := range []bool{false, true} {
+		t.Run(fmt.Sprintf("connected %v", connected), func(t *testing.T) {
+			b := newBed(t, true, Options{})
+			c := b.client(t, "c", connected)
+			b.send(t, c, pattern(60, 0))
+			l, _ := b.accept(t)
+			get := polling(t, l) // finds what was there before
+			if got, _ := readAll(t, get, 1); !bytes.Equal(got[0], pattern(60, 0)) {
+				t.Fatal("another first frame")
+			}
+			if err := l.(link.Polled).TryReadFrames(&link.Batch{}); err != link.ErrWait {
+				t.Errorf("nothing is there: %v", err)
+			}
+			go func() {
+				for i, n := range sizes {
+					c.SetWriteDeadline(time.Now().Add(patience))
+					b.send(t, c, pattern(n, i))
+				}
+			}()
+			got, _ := readAll(t, get, len(sizes))
+			for i, n := range sizes {
+				if !bytes.Equal(got[i], pattern(n, i)) {
+					t.Fatalf("frame %d of %d bytes came with %d", i, n, len(got[i]))
+				}
+			}
+			var frames []link.Frame
+			for i := range 2000 {
+				frames = append(frames, cut(pattern(1514, i), i%4))
+			}
+			rest, waits := frames, 0
+			var d int
+			l.(link.Polled).Poll(func(fd int) error { d = fd; return nil })
+			for n := 0; n < len(frames); {
+				k, err := l.(link.Polled).TryWriteFrames(rest)
+				rest = rest[k:]
+				if err != nil && err != link.ErrWait {
+					t.Fatal(err)
+				}
+				if err == link.ErrWait {
+					waits++
+					fds := []unix.PollFd{{Fd: int32(d), Events: unix.POLLIN}}
+					if k == 0 && waits%5 == 0 { // nothing has been read: it would not say so
+						if ready, _ := unix.Poll(fds, 0); ready != 0 && !connected {
+							t.Error("there is room, and there is none")
+						}
+					}
+				}
+				for range 1 + waits%7 {
+					if n < len(frames)-len(rest) {
+						if got := receive(t, c); !bytes.Equal(got, pattern(1514, n)) {
+							t.Fatalf("frame %d is another", n)
+						}
+						n++
+					}
+				}
+				if err == link.ErrWait {
+					fds := []unix.PollFd{{Fd: int32(d), Events: unix.POLLIN}}
+					if ready, err := unix.Poll(fds, int(patience/time.Millisecond)); ready != 1 {
+						t.Fatalf("there is room, and it is not said (%v)", err)
+					}
+					if err := l.(link.Polled).TryReadFrames(&link.Batch{}); err != link.ErrWait {
+						t.Fatal(err)
+					}
+				}
+			}
+			if waits == 0 {
+				t.Error("it never had to wait")
+			}
+			c.Close()
+			for range 2 {
+				if _, err := l.(link.Polled).TryWriteFrames(frames[:1]); err != io.EOF && !errors.Is(err, net.ErrClosed) {
+					t.Errorf("to who has gone: %v", err)
+				}
+			}
+			if err := get(&link.Batch{}); err != io.EOF {
+				t.Errorf("the end: %v", err)
+			}
+			l.Close()
+			if ok, err := l.(link.Polled).Poll(func(int) error { return nil }); ok || !errors.Is(err, net.ErrClosed) {
+				t.Errorf("after Close: %v, %v", ok, err)
+			}
+		})
+	}
+}
+
 // A guest that has gone is ended by what is sent to it, and comes back, at the same path or another.
 func TestGuestComesBack(t *testing.T) {
 	for _, connected := range []bool{false, true} {
@@ -426,7 +514,7 @@ func TestSweep(t *testing.T) {
 	b.sweepNow(time.Now().Add(2 * sweepTime))
 	for i, l := range guests {
 		b.Listener.mu.Lock()
-		_, there := b.peers[string(l.(*peer).name)]
+		_, there := b.peers[string(l.(*polledPeer).name)]
 		b.Listener.mu.Unlock()
 		if there != (i >= 2) {
 			t.Errorf("guest %d is there: %v", i, there)

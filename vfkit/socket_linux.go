@@ -157,10 +157,7 @@ func (s *socket) sender(p *peer) (sender, error) {
 			f.Close()
 			return nil, err
 		}
-		own := &own{p: p, f: f, rc: rc}
-		own.init(unix.SYS_SENDMMSG)
-		own.msgs = make([]mmsg, atOnce)
-		return own, nil
+		return newOwn(p, f, rc), nil
 	case err == unix.EPERM: // it is connected, to our socket as far as we know
 		return newShared(p), nil
 	case err == unix.ENOENT:
@@ -196,57 +193,92 @@ func (s *socket) there(name []byte) bool {
 	return err != unix.ENOENT && err != unix.ECONNREFUSED
 }
 
-// own sends from a socket of the guest's own.
-type own struct {
-	p  *peer
-	f  *os.File
-	rc syscall.RawConn
+// outbox sends frames to one guest.
+type outbox struct {
+	p *peer
 	call
 	iov   []unix.Iovec
 	parts [atOnce]int
+
+	// Of the send that is going on:
+	frames []link.Frame
+	n      int
+	err    error
+}
+
+func (x *outbox) init(p *peer) {
+	x.p = p
+	x.call.init(unix.SYS_SENDMMSG)
+	x.msgs = make([]mmsg, atOnce)
+}
+
+// some sends what a socket takes of the frames, to an address or to none; err is link.ErrWait if that is not all.
+func (x *outbox) some(fd uintptr, to []byte) {
+	for x.err = nil; x.n < len(x.frames); {
+		x.compose(x.frames[x.n:], &x.iov, &x.parts, to)
+		x.do(fd)
+		switch {
+		case x.errno == 0:
+			x.n += x.call.n
+		case x.errno == unix.EAGAIN, x.errno == unix.ENOBUFS:
+			x.err = link.ErrWait
+			return
+		case x.errno == unix.EMSGSIZE, x.p.l.udp: // and what ICMP has said, perhaps of another guest
+			x.p.overrun()
+			x.n++
+		default:
+			x.err = x.errno
+			return
+		}
+	}
+}
+
+// own sends from a socket of the guest's own.
+type own struct {
+	f  *os.File
+	rc syscall.RawConn
+	outbox
+	waits func(fd uintptr) bool
+	tries func(fd uintptr)
+}
+
+func newOwn(p *peer, f *os.File, rc syscall.RawConn) *own {
+	o := &own{f: f, rc: rc}
+	o.init(p)
+	o.tries = func(fd uintptr) { o.some(fd, nil) }
+	o.waits = func(fd uintptr) bool { o.some(fd, nil); return o.err != link.ErrWait }
+	return o
 }
 
 func (o *own) shares() bool { return false }
 func (o *own) close()       { o.f.Close() }
 
-func (o *own) send(frames []link.Frame, _ <-chan struct{}) (done int, err error) {
-	werr := o.rc.Write(func(fd uintptr) bool {
-		for done < len(frames) {
-			o.compose(frames[done:], &o.iov, &o.parts, nil)
-			o.do(fd)
-			switch o.errno {
-			case 0:
-				done += o.n
-			case unix.EAGAIN:
-				return false
-			case unix.EMSGSIZE:
-				o.p.overrun()
-				done++
-			default:
-				err = o.errno
-				return true
-			}
-		}
-		return true
-	})
-	if werr != nil {
-		return done, net.ErrClosed
+func (o *own) send(frames []link.Frame, _ <-chan struct{}) (int, error) {
+	o.frames, o.n = frames, 0
+	if o.rc.Write(o.waits) != nil {
+		return o.n, net.ErrClosed
 	}
-	return done, err
+	return o.n, o.err
+}
+
+func (o *own) try(frames []link.Frame) (int, error) {
+	o.frames, o.n = frames, 0
+	if o.rc.Control(o.tries) != nil {
+		return o.n, net.ErrClosed
+	}
+	return o.n, o.err
 }
 
 // shared sends from a Listener's socket.
 type shared struct {
-	p *peer
-	call
-	iov   []unix.Iovec
-	parts [atOnce]int
+	outbox
+	tries func(fd uintptr)
 }
 
 func newShared(p *peer) *shared {
-	x := &shared{p: p}
-	x.init(unix.SYS_SENDMMSG)
-	x.msgs = make([]mmsg, atOnce)
+	x := &shared{}
+	x.init(p)
+	x.tries = func(fd uintptr) { x.some(fd, p.name) }
 	return x
 }
 
@@ -254,29 +286,27 @@ func (x *shared) shares() bool { return !x.p.l.udp }
 func (x *shared) close()       {}
 
 func (x *shared) send(frames []link.Frame, done <-chan struct{}) (n int, err error) {
-	var p pause
-	for n < len(frames) {
-		x.compose(frames[n:], &x.iov, &x.parts, x.p.name)
-		// Not rc.Write: one guest's writer waits there for another's.
-		if x.p.s.rc.Control(x.bound) != nil {
+	for p := pause(0); ; {
+		sent, err := x.try(frames[n:])
+		if n += sent; err != link.ErrWait {
+			return n, err
+		}
+		if sent > 0 {
+			p = 0
+		}
+		if !p.wait(done) {
 			return n, net.ErrClosed
 		}
-		switch {
-		case x.errno == 0:
-			n += x.n
-			p = 0
-		case x.errno == unix.EAGAIN, x.errno == unix.ENOBUFS:
-			if !p.wait(done) {
-				return n, net.ErrClosed
-			}
-		case x.errno == unix.EMSGSIZE, x.p.l.udp: // and what ICMP has said, perhaps of another guest
-			x.p.overrun()
-			n++
-		default:
-			return n, x.errno
-		}
 	}
-	return n, nil
+}
+
+func (x *shared) try(frames []link.Frame) (int, error) {
+	x.frames, x.n = frames, 0
+	// Not rc.Write: one guest's writer waits there for another's.
+	if x.p.s.rc.Control(x.tries) != nil {
+		return x.n, net.ErrClosed
+	}
+	return x.n, x.err
 }
 
 // describe is a name for people.

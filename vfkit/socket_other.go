@@ -102,4 +102,6 @@ func (x *shared) send(frames []link.Frame, done <-chan struct{}) (int, error) {
 	return len(frames), nil
 }
 
+func (p *peer) link() link.Link { return p }
+
 func describe(name []byte) string { return string(name) }

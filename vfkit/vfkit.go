@@ -94,10 +94,14 @@ const (
 	pauseMost  = 20 * time.Millisecond
 )
 
+func (p *pause) next() time.Duration {
+	*p = min(max(2**p, pause(pauseLeast)), pause(pauseMost))
+	return time.Duration(*p)
+}
+
 // wait waits, or returns false when done is closed before.
 func (p *pause) wait(done <-chan struct{}) bool {
-	*p = min(max(2**p, pause(pauseLeast)), pause(pauseMost))
-	t := time.NewTimer(time.Duration(*p))
+	t := time.NewTimer(p.next())
 	defer t.Stop()
 	select {
 	case <-t.C:
