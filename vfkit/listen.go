@@ -37,9 +37,9 @@ const (
 	silentWords = 10 * time.Second
 	fewWords    = 3
 
-	// inMost is how many bytes of a guest wait for it to be served before its frames are dropped: what a sender may have
-	// unread in a unix socket by default, twice.
-	inMost = 512 << 10
+	// inMost is how many bytes of a guest wait for it to be served before its frames are dropped: one read of the socket
+	// may bring half of it if they are libkrun's segments of 64 KiB.
+	inMost = 4 << 20
 	// inKeep is how much memory a guest keeps for that whose last inCalm reads fit in it.
 	inKeep = 16 << 10
 	inCalm = 64
