@@ -154,7 +154,10 @@ func dgramDoor(_ transport, t *testing.T, l *lab, args ...string) (*daemon, atta
 }
 
 // tie carries frames between a TAP and a socket that keeps them apart, until it is cut.
-func tie(tap *os.File, c net.Conn) (cut func()) {
+func tie(tap *os.File, c net.Conn) (cut func()) { return tieWhile(tap, c, nil) }
+
+// tieWhile is tie for a guest that reads when hear lets it.
+func tieWhile(tap *os.File, c net.Conn, hear func(over <-chan struct{})) (cut func()) {
 	var wg sync.WaitGroup
 	over := make(chan struct{})
 	wg.Go(func() {
@@ -170,6 +173,9 @@ func tie(tap *os.File, c net.Conn) (cut func()) {
 	wg.Go(func() {
 		buf := make([]byte, 65535+18)
 		for {
+			if hear != nil {
+				hear(over)
+			}
 			n, err := c.Read(buf)
 			if err != nil || n == 0 {
 				select {
