@@ -140,10 +140,13 @@ func New(ctx context.Context, l link.Link, c Config) (*Guest, error) {
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol, ipv6.NewProtocolWithOptions(o)},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
 	})
-	sndbuf := tcpip.TCPSendBufferSizeRangeOption{Min: 4096, Default: tcpBuffer / 4, Max: tcpBuffer}
-	rcvbuf := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: tcpBuffer / 4, Max: tcpBuffer}
+	// As the network's own side has them (backend's stack.go): buffers of one size, nothing tuned.
+	sndbuf := tcpip.TCPSendBufferSizeRangeOption{Min: 4096, Default: tcpBuffer, Max: tcpBuffer}
+	rcvbuf := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: tcpBuffer, Max: 2 * tcpBuffer}
+	moderate := tcpip.TCPModerateReceiveBufferOption(false)
 	sack := tcpip.TCPSACKEnabled(true)
-	for _, o := range []tcpip.SettableTransportProtocolOption{&sndbuf, &rcvbuf, &sack} {
+	recovery := tcpip.TCPRecovery(0)
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sndbuf, &rcvbuf, &moderate, &sack, &recovery} {
 		if err := g.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			g.stack.Destroy()
 			return nil, fmt.Errorf("guest: set %T: %s", o, err)
@@ -584,14 +587,7 @@ type wire struct {
 	dispatcher stack.NetworkDispatcher
 }
 
-var (
-	_ stack.LinkEndpoint = (*wire)(nil)
-	_ stack.GSOEndpoint  = (*wire)(nil)
-)
-
-// The stack cuts large segments itself, and so hands over many frames at a time, which leave as one.
-func (w *wire) GSOMaxSize() uint32               { return 1 << 16 }
-func (w *wire) SupportedGSO() stack.SupportedGSO { return stack.GVisorGSOSupported }
+var _ stack.LinkEndpoint = (*wire)(nil)
 
 func (w *wire) MTU() uint32                                  { return w.mtu }
 func (w *wire) SetMTU(uint32)                                {}
