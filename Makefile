@@ -33,8 +33,8 @@ test: check
 	@echo "go test -race ./..."
 	@if [ "$$(id -u)" = 0 ]; then CI=true; export CI; fi; \
 	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -race -p 1 -timeout 20m ./... && \
-	echo "go test -run '^TestAllocs' ./backend ./backend/checksum ./qemu" && \
-	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -run '^TestAllocs' ./backend ./backend/checksum ./qemu
+	echo "go test -run '^TestAllocs' ./backend ./backend/checksum ./qemu ./vfkit" && \
+	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -run '^TestAllocs' ./backend ./backend/checksum ./qemu ./vfkit
 
 # A binary of its own: it starts itself again in namespaces.
 bench: build

@@ -89,11 +89,11 @@ var (
 // qemuRows are QEMU's own framing at its plainest doors.
 var qemuRows = []transport{
 	qemuUnix,
-	{name: "qemu-tcp", needs: vmNeed, starts: inQEMU, boots: true, door: tcpDoor, bytes: 100_000_000, parallel: 5},
-	{name: "qemu-fd", needs: vmNeed, starts: inQEMU, boots: true, single: true, door: fdDoor, bytes: 100_000_000, parallel: 5},
+	{name: "qemu-tcp", brief: true, needs: vmNeed, starts: inQEMU, boots: true, door: tcpDoor, bytes: 100_000_000, parallel: 5},
+	{name: "qemu-fd", brief: true, needs: vmNeed, starts: inQEMU, boots: true, single: true, door: fdDoor, bytes: 100_000_000, parallel: 5},
 	kernelUnix,
 	kernelTCP,
-	{name: "kernel-fd", starts: inNamespace, single: true, door: fdDoor, bytes: 10_000_000, parallel: 200},
+	{name: "kernel-fd", starts: inNamespace, single: true, door: fdDoor, bytes: 100_000_000, parallel: 200},
 }
 
 func vmNeed(t *testing.T) { vm.Need(t) }

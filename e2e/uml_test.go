@@ -12,7 +12,7 @@ import (
 
 // umlRows are guests whose kernel is a process: User Mode Linux.
 var umlRows = []transport{
-	{name: "uml-bess", needs: umlNeed, starts: inUML, boots: true, door: bessDoor, mtu: "1500", bytes: 10_000_000, parallel: 20},
+	{name: "uml-bess", brief: true, needs: umlNeed, starts: inUML, boots: true, door: bessDoor, mtu: "1500", bytes: 100_000_000, parallel: 20},
 }
 
 func umlNeed(t *testing.T) { needTools(t, vm.UMLProgram) }
