@@ -185,7 +185,9 @@ func (p *polled) readShort(b *link.Batch) error {
 		size := p.sizes[0]
 		p.long = longReads
 		if size < minFrame || size > link.MaxFrame {
-			b.Malformed++
+			if string(m[:size]) != greeting {
+				b.Malformed++
+			}
 		} else {
 			b.Append(m[:size])
 			b.Take(0, size)
@@ -203,7 +205,7 @@ func (p *polled) readLong(b *link.Batch) error {
 		room += len(s)
 	}
 	p.sizes = p.sizes[:0]
-	end, small := 0, true
+	end, passed, small := 0, 0, true
 	var err error
 	for room-end >= longest {
 		p.one = p.one[:0]
@@ -235,8 +237,10 @@ func (p *polled) readLong(b *link.Batch) error {
 		}
 		small = small && size <= slot
 		if size < minFrame || size > link.MaxFrame {
-			b.Malformed++
-			if b.Malformed > maxMalformed {
+			if passed++; !p.greets(size) {
+				b.Malformed++
+			}
+			if passed == maxPassed {
 				break
 			}
 			continue
@@ -259,9 +263,22 @@ func (p *polled) readLong(b *link.Batch) error {
 	return err
 }
 
-// maxMalformed is how many messages one read passes over, so that who sends nothing else does not keep the reader from
-// what it has to do beside.
-const maxMalformed = 256
+// maxPassed is how many messages one read passes over, so that who sends nothing else does not keep the reader from what
+// it has to do beside.
+const maxPassed = 256
+
+// greets says whether the message of size bytes that lies in p.one is the greeting.
+func (p *polled) greets(size int) bool {
+	if size != len(greeting) {
+		return false
+	}
+	var m [len(greeting)]byte
+	n := 0
+	for _, v := range p.one {
+		n += copy(m[n:], unsafe.Slice(v.Base, int(v.Len)))
+	}
+	return string(m[:]) == greeting
+}
 
 // ended says whether a message of no bytes was the end: a seqpacket socket reads so once its peer has closed.
 func (p *polled) ended() bool {
