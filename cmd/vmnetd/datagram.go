@@ -208,15 +208,15 @@ func openMessages(d *door, a address) error {
 	if err != nil {
 		return err
 	}
-	n, err := strconv.ParseUint(a.rest, 10, 16) // descriptors are small numbers; RLIMIT_NOFILE ends them
-	if err != nil {
-		return usagef("%q is no descriptor: want fd:3", a.rest)
-	}
-	l, shared, one, err := inheritedMessages(int(n))
+	n, err := descriptor(a.rest)
 	if err != nil {
 		return err
 	}
-	d.addr = "fd:" + strconv.FormatUint(n, 10)
+	l, shared, one, err := inheritedMessages(n)
+	if err != nil {
+		return err
+	}
+	d.addr = "fd:" + strconv.Itoa(n)
 	switch {
 	case l != nil:
 		d.in = messages(o).at(d, l)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -53,24 +52,11 @@ func inheritedMessages(fd int) (l net.Listener, shared vfkit.Conn, one net.Conn,
 // messagePair returns two ends of a datagram socketpair: ours, and one for a child. Its buffers are those that Apple's
 // framework wants of such a socket: the receiver's four times the sender's.
 func messagePair() (ours net.Conn, theirs *os.File, err error) {
-	syscall.ForkLock.RLock() // nobody forks between the two steps
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
-	if err == nil {
-		unix.CloseOnExec(fds[0])
-		unix.CloseOnExec(fds[1])
-	}
-	syscall.ForkLock.RUnlock()
+	fds, err := unixSocketpair(unix.SOCK_DGRAM)
 	if err != nil {
 		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
 	unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20)
 	unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)
-	f := os.NewFile(uintptr(fds[0]), "vmnetd")
-	defer f.Close()
-	theirs = os.NewFile(uintptr(fds[1]), "vmnetd wire")
-	if ours, err = net.FileConn(f); err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return ours, theirs, nil
+	return pairOf(fds)
 }

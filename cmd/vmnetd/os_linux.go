@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func unixSocketpair() ([2]int, error) {
-	return unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+func unixSocketpair(kind int) ([2]int, error) {
+	return unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
 }
 
 // dieWithUs has the command end when we do, however that comes about: kill -9 leaves us no time to pass anything on.

@@ -107,10 +107,15 @@ func inheritable(n int) bool {
 
 // socketPair returns two ends of a stream: ours, and one for a child.
 func socketPair() (ours net.Conn, theirs *os.File, err error) {
-	fds, err := unixSocketpair()
+	fds, err := unixSocketpair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
+	return pairOf(fds)
+}
+
+// pairOf makes of a socket pair a connection of ours and an end for a child.
+func pairOf(fds [2]int) (ours net.Conn, theirs *os.File, err error) {
 	f := os.NewFile(uintptr(fds[0]), "vmnetd")
 	defer f.Close()
 	theirs = os.NewFile(uintptr(fds[1]), "vmnetd wire")

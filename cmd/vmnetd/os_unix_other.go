@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func unixSocketpair() ([2]int, error) {
+func unixSocketpair(kind int) ([2]int, error) {
 	syscall.ForkLock.RLock() // nobody forks between the two steps
 	defer syscall.ForkLock.RUnlock()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind, 0)
 	if err == nil {
 		unix.CloseOnExec(fds[0])
 		unix.CloseOnExec(fds[1])

@@ -168,7 +168,7 @@ func TestServeGrace(t *testing.T) {
 
 // Descriptors that vmnetd was started with: a connection is one guest, a listening socket any number.
 func TestServeDescriptors(t *testing.T) {
-	pair, err := unixSocketpair()
+	pair, err := unixSocketpair(unix.SOCK_STREAM)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,18 +71,18 @@ func streams(s shake) []form {
 			return nil
 		}},
 		{"fd", "fd:N", func(d *door, a address) error {
-			n, err := strconv.ParseUint(a.rest, 10, 16) // descriptors are small numbers; RLIMIT_NOFILE ends them
+			n, err := descriptor(a.rest)
 			if err != nil {
-				return usagef("%q is no descriptor: want fd:3", a.rest)
+				return err
 			}
-			d.addr = "fd:" + strconv.FormatUint(n, 10)
-			if l, err := inheritedVsock(int(n)); l != nil || err != nil {
+			d.addr = "fd:" + strconv.Itoa(n)
+			if l, err := inheritedVsock(n); l != nil || err != nil {
 				if err == nil {
 					d.in = s.at(d, l)
 				}
 				return err
 			}
-			l, c, err := inherited(int(n))
+			l, c, err := inherited(n)
 			switch {
 			case err != nil:
 				return err
@@ -160,6 +160,15 @@ var (
 	errNoSocket     = errors.New("not a socket")
 	errNoStream     = errors.New("not a stream socket")
 )
+
+// descriptor reads the number of one that we were started with.
+func descriptor(s string) (int, error) {
+	n, err := strconv.ParseUint(s, 10, 16) // descriptors are small numbers; RLIMIT_NOFILE ends them
+	if err != nil {
+		return 0, usagef("%q is no descriptor: want fd:3", s)
+	}
+	return int(n), nil
+}
 
 func listenTCP(d *door, s string) (*net.TCPListener, error) {
 	ap, err := hostPort(d, s)
