@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 )
 
 // ImageWith is Image with more modules of the cloud kernel, loaded at boot, and more programs, by where they go:
@@ -56,25 +55,25 @@ func ImageWith(ctx context.Context, logf func(format string, args ...any), progr
 	if err != nil {
 		return "", "", err
 	}
+	initrd, err = extended(cache, small, load, programs)
+	return kernel, initrd, err
+}
+
+// extended is the initramfs at small with other modules and more programs.
+func extended(cache, small string, load []module, programs map[string][]byte) (initrd string, err error) {
 	// What comes later in an initramfs takes the place of what came before.
 	body, err := os.ReadFile(small)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
 	out := bytes.NewBuffer(body)
 	a := archive{w: out}
-	var order strings.Builder
-	for _, m := range load {
-		a.file("lib/modules/"+m.name+".ko", m.body)
-		fmt.Fprintf(&order, "%s.ko\n", m.name)
-	}
-	a.file("lib/modules/order", []byte(order.String()))
+	a.modules(load)
 	for _, name := range slices.Sorted(maps.Keys(programs)) {
 		a.program(name, programs[name])
 	}
 	if err := a.close(); err != nil {
-		return "", "", err
+		return "", err
 	}
-	initrd, err = keep(filepath.Join(cache, "images"), out.Bytes())
-	return kernel, initrd, err
+	return keep(filepath.Join(cache, "images"), out.Bytes())
 }

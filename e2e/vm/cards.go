@@ -1,12 +1,9 @@
 package vm
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 )
 
 // CardsImage is Image with Debian's general kernel, which has drivers of network cards that the cloud kernel has not:
@@ -56,23 +53,7 @@ func CardsImage(ctx context.Context, logf func(format string, args ...any), card
 	if err != nil {
 		return "", "", err
 	}
-	// What comes later in an initramfs takes the place of what came before.
-	body, err := os.ReadFile(small)
-	if err != nil {
-		return "", "", err
-	}
-	out := bytes.NewBuffer(body)
-	a := archive{w: out}
-	var order strings.Builder
-	for _, m := range load {
-		a.file("lib/modules/"+m.name+".ko", m.body)
-		fmt.Fprintf(&order, "%s.ko\n", m.name)
-	}
-	a.file("lib/modules/order", []byte(order.String()))
-	if err := a.close(); err != nil {
-		return "", "", err
-	}
-	initrd, err = keep(filepath.Join(cache, "images"), out.Bytes())
+	initrd, err = extended(cache, small, load, nil)
 	return kernel, initrd, err
 }
 

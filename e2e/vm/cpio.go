@@ -3,6 +3,7 @@ package vm
 import (
 	"fmt"
 	"io"
+	"strings"
 )
 
 // archive writes an initramfs: the "newc" form of cpio, as the kernel's
@@ -26,6 +27,16 @@ func (a *archive) dir(name string)               { a.entry(name, modeDir|0o755, 
 func (a *archive) link(name, to string)          { a.entry(name, modeLink|0o777, []byte(to), 0, 0) }
 func (a *archive) program(name string, b []byte) { a.entry(name, modeFile|0o755, b, 0, 0) }
 func (a *archive) file(name string, b []byte)    { a.entry(name, modeFile|0o644, b, 0, 0) }
+
+// modules are a kernel's, in the order that init loads them in.
+func (a *archive) modules(load []module) {
+	var order strings.Builder
+	for _, m := range load {
+		a.file("lib/modules/"+m.name+".ko", m.body)
+		fmt.Fprintf(&order, "%s.ko\n", m.name)
+	}
+	a.file("lib/modules/order", []byte(order.String()))
+}
 
 // char is a character device. /dev/console must be there before /init can print.
 func (a *archive) char(name string, major, minor int) {

@@ -128,12 +128,7 @@ func initramfs(busybox, modules string, program []byte) ([]byte, error) {
 	a.link("etc/resolv.conf", "/run/resolv.conf")
 	a.file("etc/passwd", []byte("root::0:0:root:/:/bin/sh\n"))
 	a.file("etc/group", []byte("root:x:0:\n"))
-	var order strings.Builder
-	for _, m := range load {
-		a.file("lib/modules/"+m.name+".ko", m.body)
-		fmt.Fprintf(&order, "%s.ko\n", m.name)
-	}
-	a.file("lib/modules/order", []byte(order.String()))
+	a.modules(load)
 	if err := a.close(); err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@
 package vm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -69,22 +68,7 @@ func umlImage(ctx context.Context, logf func(format string, args ...any)) (strin
 	if err != nil {
 		return "", err
 	}
-	body, err := os.ReadFile(small)
-	if err != nil {
-		return "", err
-	}
-	out := bytes.NewBuffer(body)
-	a := archive{w: out}
-	var order strings.Builder
-	for _, m := range load {
-		a.file("lib/modules/"+m.name+".ko", m.body)
-		fmt.Fprintf(&order, "%s.ko\n", m.name)
-	}
-	a.file("lib/modules/order", []byte(order.String()))
-	if err := a.close(); err != nil {
-		return "", err
-	}
-	return keep(filepath.Join(cache, "images"), out.Bytes())
+	return extended(cache, small, load, nil)
 }
 
 // StartUML starts a guest with a card as the kernel's vecN= parameter says, without "mac". Close it in any case.
