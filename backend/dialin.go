@@ -51,12 +51,9 @@ func (n *Network) DialContext(ctx context.Context, network, address string) (net
 		}
 		return nil, err
 	}
-	proto, family := network, ""
-	if len(network) == 4 {
-		proto, family = network[:3], network[3:]
-	}
-	if proto != "tcp" && proto != "udp" || family != "" && family != "4" && family != "6" {
-		return fail(net.UnknownNetworkError(network))
+	proto, family, err := sockets.Split(network)
+	if err != nil {
+		return fail(err)
 	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {

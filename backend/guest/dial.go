@@ -32,7 +32,7 @@ func (g *Guest) DialContext(ctx context.Context, network, address string) (net.C
 		}
 		return nil, err
 	}
-	kind, family, err := split(network)
+	kind, family, err := sockets.Split(network)
 	if err != nil {
 		return fail(err)
 	}
@@ -64,16 +64,6 @@ func (g *Guest) DialContext(ctx context.Context, network, address string) (net.C
 		}
 	}
 	return fail(err)
-}
-
-// split takes the family from a network's name.
-func split(network string) (kind, family string, err error) {
-	kind = strings.TrimRight(network, "46")
-	family = network[len(kind):]
-	if kind != "tcp" && kind != "udp" || len(family) > 1 {
-		return "", "", net.UnknownNetworkError(network)
-	}
-	return kind, family, nil
 }
 
 // DialTCP opens a conversation from an address and port of the guest's, either of which may be zero.
@@ -132,7 +122,7 @@ func (g *Guest) ListenPacket(network, address string) (net.PacketConn, error) {
 }
 
 func (g *Guest) local(network, address, want string) (at netip.AddrPort, err error) {
-	kind, family, err := split(network)
+	kind, family, err := sockets.Split(network)
 	if err != nil || kind != want {
 		return at, net.UnknownNetworkError(network)
 	}

@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -109,6 +110,16 @@ func addr(network string, a netip.AddrPort) net.Addr {
 		return net.UDPAddrFromAddrPort(a)
 	}
 	return net.TCPAddrFromAddrPort(a)
+}
+
+// Split takes the family from a network's name.
+func Split(network string) (kind, family string, err error) {
+	kind = strings.TrimRight(network, "46")
+	family = network[len(kind):]
+	if kind != "tcp" && kind != "udp" || len(family) > 1 {
+		return "", "", net.UnknownNetworkError(network)
+	}
+	return kind, family, nil
 }
 
 // TCPConn is one end of a TCP conversation.
