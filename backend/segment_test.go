@@ -110,6 +110,8 @@ func TestSwitching(t *testing.T) {
 			defer wb.Stop()
 			defer wc.Stop()
 			a.Send(Build(Ethernet{Src: a.MAC(), Dst: tt.dst, Type: 0x88b5}, Payload(make([]byte, tt.size))))
+			// The gateway's answer to a may be under way before a's frames to others are: each is waited for.
+			eventually(t, "all copies came", func() bool { return len(wb.Got()) >= tt.bs && len(wc.Got()) >= tt.cs })
 			a.Sync(t)
 			b.Sync(t)
 			c.Sync(t)
