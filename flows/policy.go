@@ -1,6 +1,9 @@
 package flows
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // Verdict is what a Policy says of a Query.
 type Verdict struct {
@@ -8,12 +11,52 @@ type Verdict struct {
 	Reject bool   // if not allowed: answer at once (RST, ICMP prohibited) rather than stay silent
 	Reason Reason // if not allowed
 	Rule   string // which rule said so, for people
+
+	// Inspect, if the conversation is allowed, has the last word once the guest's first bytes are there: whom they name
+	// must be whom the address was opened for. It is called once, must not wait, and what it refuses is ended.
+	Inspect func(Hello) Verdict
+	// Pending, if not nil, says that somebody is being asked. The verdict comes there, once, and the conversation is
+	// held until then. The rest of this Verdict says nothing.
+	Pending <-chan Verdict
+}
+
+// Hello is whom a conversation's first bytes name.
+type Hello struct {
+	// How it was said: HelloNone where the bytes are of no protocol known here.
+	How HelloKind
+	// Name in lower case without a final dot; empty if the protocol is known and names nobody.
+	Name string
+}
+
+// HelloKind is the protocol of a conversation's first bytes.
+type HelloKind uint8
+
+const (
+	HelloNone HelloKind = iota
+	HelloTLS            // the server name of a ClientHello (RFC 6066 §3)
+	HelloHTTP           // the Host of a request (RFC 9112 §3.2)
+	HelloQUIC           // the server name in a QUIC Initial (RFC 9001 §4.3)
+)
+
+func (k HelloKind) String() string {
+	return [...]string{"none", "tls", "http", "quic"}[min(k, HelloQUIC)]
 }
 
 // Policy decides who may talk to whom. Judge is called once for each new conversation, by several goroutines, and
 // must not wait.
 type Policy interface {
 	Judge(Query) Verdict
+}
+
+// NamePolicy is what a Policy may be as well, to have a say in which names a guest resolves. As Judge, its methods are
+// called by several goroutines and must not wait.
+type NamePolicy interface {
+	// JudgeName is asked before a guest's question is answered, with a name in lower case without a final dot and the
+	// type of RFC 1035 §3.2.2. What is not allowed gets REFUSED if Verdict.Reject is set, else NXDOMAIN.
+	JudgeName(guest, name string, qtype uint16) Verdict
+	// Answered is told the addresses that a guest is about to get for a name that the host's resolvers know, or the
+	// local zones do (local), and returns those that it may have. Addresses may be kept open for as long as ttl.
+	Answered(guest, name string, addrs []netip.Addr, ttl time.Duration, local bool) []netip.Addr
 }
 
 // Default is the policy of a network that nobody configured: what QEMU's user network allows, less the ways to the

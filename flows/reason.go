@@ -19,6 +19,11 @@ const (
 	ReasonOnLink       // an address of the guests' own network that nobody has
 	ReasonFlowLimit    // Limits.Flows or Limits.Total
 	ReasonNoGuest      // a forward to a guest that is not there
+	ReasonName         // a name that the policy does not let the guest resolve
+	ReasonRebinding    // a public name's address that is private (DNS rebinding)
+	ReasonHello        // the first bytes name somebody else than the policy let in, or nobody
+	ReasonUnanswered   // the policy asked somebody, and no answer came in time
+	ReasonFlowRate     // more new conversations a second than Limits allow
 
 	// How a conversation ended.
 	ReasonClosed      // both sides finished
@@ -29,6 +34,7 @@ const (
 	ReasonIdle        // nothing moved for longer than its protocol's timeout
 	ReasonEvicted     // the oldest made room for a new one: Limits.Dials or Limits.UDP
 	ReasonExhausted   // the host is out of descriptors or ports
+	ReasonMemory      // the process is at its memory target, and this guest holds most
 	ReasonGuestGone   // the guest's wire ended
 	ReasonShutdown    // the network was closed
 
@@ -41,6 +47,7 @@ const (
 	ReasonUnsupported // a protocol that is not carried
 	ReasonRateLimit   // too many of a kind at once: pings, DNS queries, DHCP requests
 	ReasonStorm       // broadcast and multicast beyond the port's rate
+	ReasonByteRate    // beyond the guest's bytes a second
 
 	numReasons
 )
@@ -56,6 +63,11 @@ var reasonNames = [numReasons]string{
 	ReasonOnLink:       "on-link",
 	ReasonFlowLimit:    "flow-limit",
 	ReasonNoGuest:      "no-guest",
+	ReasonName:         "name",
+	ReasonRebinding:    "rebinding",
+	ReasonHello:        "other-name",
+	ReasonUnanswered:   "unanswered",
+	ReasonFlowRate:     "flow-rate",
 	ReasonClosed:       "closed",
 	ReasonReset:        "reset",
 	ReasonRefused:      "refused",
@@ -64,6 +76,7 @@ var reasonNames = [numReasons]string{
 	ReasonIdle:         "idle",
 	ReasonEvicted:      "evicted",
 	ReasonExhausted:    "exhausted",
+	ReasonMemory:       "memory",
 	ReasonGuestGone:    "guest-gone",
 	ReasonShutdown:     "shutdown",
 	ReasonQueueFull:    "queue-full",
@@ -74,6 +87,7 @@ var reasonNames = [numReasons]string{
 	ReasonUnsupported:  "unsupported",
 	ReasonRateLimit:    "rate-limit",
 	ReasonStorm:        "storm",
+	ReasonByteRate:     "byte-rate",
 }
 
 // NumReasons is how many reasons there are, for arrays indexed by Reason.
