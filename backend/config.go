@@ -89,7 +89,8 @@ type Config struct {
 	// nobody has is the guest's who shows it first.
 	StrictLeases bool
 
-	// StateDir is where leases survive a restart. Default: they do not.
+	// StateDir is where leases survive a restart, and with Network.Keep forwards and DNS records that were added meanwhile.
+	// Default: they do not.
 	StateDir string
 
 	// Egress is how conversations leave. Default egress.Host.

@@ -35,6 +35,7 @@ type Network struct {
 	forwards *portforward.Table
 	seg      segment
 	inside   inside
+	keep     keeper
 
 	router6   atomic.Bool
 	nextGuest atomic.Uint64
@@ -102,6 +103,7 @@ func (n *Network) tend() {
 			return
 		case <-save.C:
 			n.save()
+			n.saveAdded(false)
 			continue
 		case <-t.C:
 		}
@@ -121,8 +123,11 @@ func (n *Network) save() {
 	if n.cfg.StateDir == "" {
 		return
 	}
+	const what = "leases are not saved"
 	if err := n.dhcp.Save(n.stateFile()); err != nil {
-		n.complain("leases are not saved", err)
+		n.complain(what, err)
+	} else {
+		n.recovered(what)
 	}
 }
 
@@ -162,6 +167,7 @@ func (n *Network) Serve(ctx context.Context, l link.Link, name string) error {
 
 // Shutdown closes the network, but lets conversations go on until they have ended or ctx has.
 func (n *Network) Shutdown(ctx context.Context) error {
+	n.saveAdded(true)
 	n.forwards.Shutdown(ctx)
 	for n.busy() && ctx.Err() == nil {
 		select {
@@ -187,6 +193,7 @@ func (n *Network) Close() error {
 	}
 	n.closed = true
 	n.mu.Unlock()
+	n.saveAdded(true)
 	n.forwards.Close()
 	n.inside.close()
 	n.flows.EndAll(flows.ReasonShutdown)
@@ -316,6 +323,7 @@ type warning struct {
 	text   string
 	at     time.Time
 	logged time.Time
+	said   bool // logged, and not yet that it is over
 }
 
 // warnKept is how long a warning stays in the status after it was last met.
@@ -333,8 +341,20 @@ func (w *warnings) note(kind, text string) bool {
 	if log {
 		old.logged = now
 	}
-	w.last[kind] = warning{text, now, old.logged}
+	w.last[kind] = warning{text, now, old.logged, old.said || log}
 	return log
+}
+
+// over forgets a warning and says whether it was logged.
+func (w *warnings) over(kind string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	x, was := w.last[kind]
+	if !was || x.text == "" {
+		return false
+	}
+	w.last[kind] = warning{logged: x.logged} // the next is no sooner logged for that
+	return x.said
 }
 
 func (w *warnings) list() []string {
@@ -342,7 +362,7 @@ func (w *warnings) list() []string {
 	defer w.mu.Unlock()
 	var list []string
 	for kind, x := range w.last {
-		if time.Since(x.at) > warnKept {
+		if x.text == "" || time.Since(x.at) > warnKept {
 			continue
 		}
 		list = append(list, kind+": "+x.text)
@@ -355,6 +375,13 @@ func (w *warnings) list() []string {
 func (n *Network) complain(what string, err error) {
 	if n.warned.note(what, err.Error()) {
 		n.log.Warn(what, "error", err)
+	}
+}
+
+// recovered takes a complaint back.
+func (n *Network) recovered(what string) {
+	if n.warned.over(what) {
+		n.log.Info("works again", "what", what)
 	}
 }
 

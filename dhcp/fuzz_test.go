@@ -97,7 +97,7 @@ func FuzzState(f *testing.F) {
 			t.Errorf("%d taken over of %d, %d there", n, len(ls), len(got))
 		}
 		// What was read is written so that it is read again.
-		again, err := json.Marshal(state{stateVersion, got})
+		again, err := json.Marshal(file{stateVersion, got})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,9 +10,9 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
+
+	"github.com/vmnetd/vmnetd/state"
 )
 
 // stateVersion changes when an older daemon could not read the file.
@@ -21,8 +21,8 @@ const stateVersion = 1
 // maxState bounds the file that is read: two full tables at about 500 bytes a lease, four times over.
 const maxState = 16 << 20
 
-// state is the file: what Leases returns but for offers, which end within seconds anyhow.
-type state struct {
+// file is what is in it: what Leases returns but for offers, which end within seconds anyhow.
+type file struct {
 	Version int     `json:"version"`
 	Leases  []Lease `json:"leases"`
 }
@@ -41,7 +41,7 @@ func (s *Server) Save(path string) error {
 		s.mu.Unlock()
 		return nil
 	}
-	st := state{Version: stateVersion, Leases: []Lease{}}
+	st := file{Version: stateVersion, Leases: []Lease{}}
 	for _, t := range s.tables() {
 		for _, l := range t.sorted() {
 			if l.State != Offered {
@@ -57,49 +57,12 @@ func (s *Server) Save(path string) error {
 	if err != nil {
 		return fmt.Errorf("dhcp: save leases: %w", err)
 	}
-	if err := replace(path, append(b, '\n')); err != nil {
+	if err := state.WriteFile(path, append(b, '\n')); err != nil {
 		return fmt.Errorf("dhcp: save leases: %w", err)
 	}
 	s.mu.Lock()
 	s.saved[path] = gen
 	s.mu.Unlock()
-	return nil
-}
-
-// replace writes path through a file beside it. Its name is fixed, so that a killed daemon leaves one at most.
-func replace(path string, b []byte) (err error) {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) // who is on a network is its owner's business
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(tmp))
-		}
-	}()
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	if runtime.GOOS == "windows" { // directories cannot be synced there
-		return nil
-	}
-	// The file is whole and in place; syncing the folder makes its name outlast a power cut too, where the
-	// file system can do that. Where it cannot, that is no reason to fail.
-	if d, err := os.Open(filepath.Dir(path)); err == nil {
-		_ = d.Sync()
-		d.Close()
-	}
 	return nil
 }
 
@@ -139,7 +102,7 @@ func decodeState(b []byte) ([]Lease, error) {
 	if len(b) > maxState {
 		return nil, fmt.Errorf("larger than %d bytes", maxState)
 	}
-	var st state
+	var st file
 	d := json.NewDecoder(bytes.NewReader(b))
 	if err := d.Decode(&st); err != nil {
 		return nil, err

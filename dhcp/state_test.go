@@ -117,7 +117,7 @@ func TestDamagedState(t *testing.T) {
 	good := func(f func(*Lease)) string {
 		le := Lease{Addr: ip("10.0.2.15"), MAC: macA, State: Bound, Expires: time.Now()}
 		f(&le)
-		b, err := json.Marshal(state{1, []Lease{le}})
+		b, err := json.Marshal(file{1, []Lease{le}})
 		if err != nil {
 			t.Fatal(err)
 		}

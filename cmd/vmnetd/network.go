@@ -62,7 +62,7 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 	fs.StringArrayVar(&n.routes, "route", nil, "`PREFIX` or address that guests may reach, and nothing else beyond their network, the host neither; may be repeated (default: everything)")
 	fs.BoolVar(&c.Isolate, "isolate", false, "keep guests from one another")
 	fs.BoolVar(&c.StrictLeases, "strict-leases", false, "let guests send only as what DHCP or --static gave them, by DHCPv6 for IPv6 (default: an address that nobody has is the first one's who shows it)")
-	fs.StringVar(&c.StateDir, "state-dir", "", "`FOLDER` where leases survive a restart (default: they do not)")
+	fs.StringVar(&c.StateDir, "state-dir", "", "`FOLDER` where leases, and the forwards and DNS records that were added meanwhile, survive a restart (default: they do not)")
 	fs.BoolVar(&n.profile, "pprof", false, "Go's profiles of the daemon on the control socket, under /v1/debug/pprof/")
 	n.logLevel = level
 	fs.TextVar(&n.logLevel, "log-level", level, "`LEVEL` of the log: debug, info, warn, error")

@@ -249,6 +249,9 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		if plans[i].bound, err = n.Forwards().AddAll(context.Background(), plans[i].rules); err != nil {
 			return err
 		}
+		if err := n.Keep(context.Background()); err != nil {
+			return err
+		}
 	}
 	d.bound = plans[0].bound
 	srv := &control.Server{Networks: d.nets, Version: versionString(), Logger: cfg.Logger, Profile: d.profile}
