@@ -1,0 +1,51 @@
+// Package hello reads whom a conversation's first bytes name: the server name of a TLS ClientHello, the host of an HTTP
+// request, the server name in a QUIC Initial. It reads only; nothing is changed, answered or kept.
+//
+//	var s hello.Stream // of one TCP conversation
+//	for {
+//		k, err := guest.Read(b[n:]) // b is hello.Most long
+//		if err != nil { … }
+//		n += k
+//		h, more := s.Look(b[:n])
+//		if !more {
+//			return h // flows.Hello: how it was said, and the name
+//		}
+//	}
+//
+//	var d hello.Datagrams // of one UDP conversation
+//	h, more := d.Look(datagram)
+//
+// # What is read
+//
+//	TLS 1.0 to 1.3   server_name (RFC 6066 §3), over any number of records; SSLv2's form names nobody
+//	HTTP/1.x         the authority of the request's target, else Host (RFC 9112 §3.2)
+//	HTTP/2           in clear: known by its preface, names nobody. Clients may wait for the server's SETTINGS before
+//	                 the first request (RFC 9113 §3.4), so who waited for the request would wait for ever
+//	QUIC 1 and 2     server_name in the ClientHello of the Initial packets (RFC 9001, RFC 9369)
+//
+// All else is flows.HelloNone, said at the first byte that shows it. Names are in lower case, without a final dot; a
+// literal address is a name too, in netip's form.
+//
+// # One name, or none
+//
+// Bytes that two servers could read as two names are said to name nobody: two server_name extensions or two names in
+// one, two Host fields, a Host that is not the target's authority, folded lines, space before a colon, lengths that
+// contradict each other, CRYPTO frames that overlap and differ. So a guest can always hide its name, and never give
+// one here and another one to the server in the same message. Who wants to be sure lets in only what names somebody.
+//
+// # What it does not do
+//
+// It sees the first message only. Later requests of an HTTP connection can name others, and so can further QUIC
+// connections from the same port if Datagrams are not asked about them. Inside TLS, nothing is seen: a server
+// that serves many names may be asked for another one there (domain fronting), and of Encrypted Client Hello (RFC 9849)
+// the outer name is what is seen, the public one of whoever runs the server. Browsers send a dummy of that extension at
+// all times (GREASE), so its presence tells nothing. DTLS is not read.
+//
+// # Files
+//
+//	stream.go   which protocol a stream is of, and how long it is waited for
+//	tls.go      ClientHello, over records
+//	http.go     request line and fields
+//	quic.go     Initial packets
+//	name.go     what is a name
+package hello

@@ -1,0 +1,361 @@
+package hello
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/binary"
+	"slices"
+
+	"github.com/vmnetd/vmnetd/flows"
+)
+
+const (
+	// MostDatagrams is how many datagrams of a conversation are looked at: the ten that a client may send before it
+	// hears from the server (RFC 9002 §7.2), and two probes at each of two timeouts (§6.2.4).
+	MostDatagrams = 14
+
+	// leastInitial is how long a datagram with an Initial packet is at the least; servers discard shorter ones
+	// (RFC 9000 §14.1).
+	leastInitial = 1200
+	// mostPackets is how many packets of a datagram are looked at. Clients put an Initial, a 0-RTT and at most a
+	// Handshake packet in one.
+	mostPackets = 4
+	// mostID is a connection ID's greatest length, leastID the least of a client's first (RFC 9000 §7.2, §17.2).
+	mostID, leastID = 20, 8
+	// mostSpans is in how many pieces, with gaps between them, a ClientHello may be held: Chrome cuts its own into some
+	// ten and shuffles them.
+	mostSpans = 64
+	// sampleLen is what header protection samples (RFC 9001 §5.4.2).
+	sampleLen = 16
+)
+
+// quicVersion is what differs between those that are read.
+type quicVersion struct {
+	salt              []byte
+	keyOf, ivOf, hpOf string
+	initial           byte // the packet type
+}
+
+var quicVersions = map[uint32]*quicVersion{
+	// RFC 9001 §5.2
+	1: {
+		salt:  []byte{0x38, 0x76, 0x2c, 0xf7, 0xf5, 0x59, 0x34, 0xb3, 0x4d, 0x17, 0x9a, 0xe6, 0xa4, 0xc8, 0x0c, 0xad, 0xcc, 0xbb, 0x7f, 0x0a},
+		keyOf: "quic key", ivOf: "quic iv", hpOf: "quic hp", initial: 0,
+	},
+	// RFC 9369 §3
+	0x6b3343cf: {
+		salt:  []byte{0x0d, 0xed, 0xe3, 0xde, 0xf7, 0x00, 0xa6, 0xdb, 0x81, 0x93, 0x81, 0xbe, 0x6e, 0x26, 0x9d, 0xcb, 0xf9, 0xbd, 0x2e, 0xd9},
+		keyOf: "quicv2 key", ivOf: "quicv2 iv", hpOf: "quicv2 hp", initial: 1,
+	},
+}
+
+var quicUnnamed = flows.Hello{How: flows.HelloQUIC}
+
+// Datagrams looks at the first datagrams of a conversation over UDP. The zero Datagrams is ready. It is for one
+// goroutine at a time. It holds up to 16 KiB until it knows, and nothing after.
+type Datagrams struct {
+	said  bool
+	h     flows.Hello
+	seen  int
+	hello *initialStream
+}
+
+// Look takes the next datagram. more says that it takes another one to know; it never is for the one that makes
+// MostDatagrams. Once more is false nothing is looked at any more. b is not kept or changed.
+//
+// A first datagram that is not QUIC's (RFC 9000 §17.2: a long header, its fixed bit set, a version and connection IDs
+// that could be) is HelloNone. One of a version that is not read (a draft, Google's own, one made up to see whether the
+// server minds) is HelloQUIC and names nobody.
+func (d *Datagrams) Look(b []byte) (h flows.Hello, more bool) {
+	if d.said {
+		return d.h, false
+	}
+	d.seen++
+	h, more = d.look(b)
+	if more && d.seen < MostDatagrams {
+		return flows.Hello{}, true
+	}
+	d.said, d.h, d.hello = true, h, nil
+	return h, false
+}
+
+func (d *Datagrams) look(b []byte) (flows.Hello, bool) {
+	p, ok := parseLong(b)
+	if d.hello == nil {
+		switch {
+		case !ok:
+			return flows.Hello{}, false
+		case p.version == nil || p.kind != p.version.initial || len(p.to) < leastID:
+			return quicUnnamed, false
+		}
+		d.hello = newInitialStream(p.version, p.to)
+	}
+	// A server takes each as the start of a connection of its own: then it could not be said whom this one is for.
+	if !ok || p.version != d.hello.version || !bytes.Equal(p.to, d.hello.id) {
+		return quicUnnamed, false
+	}
+	for range mostPackets {
+		switch {
+		case p.kind == p.version.initial:
+			if len(b) < leastInitial || !d.hello.open(p) {
+				return quicUnnamed, false
+			}
+			if name, ok := d.hello.name(); ok {
+				return flows.Hello{How: flows.HelloQUIC, Name: name}, false
+			}
+		case p.kind == 3-3*p.version.initial: // Retry (3, or 0 in version 2), which only servers send
+			return quicUnnamed, false
+		}
+		rest := p.rest
+		if p, ok = parseLong(rest); !ok || p.version != d.hello.version || !bytes.Equal(p.to, d.hello.id) {
+			break // padding after the packets, a short header, or what a server would leave aside (RFC 9000 §12.2)
+		}
+	}
+	return quicUnnamed, true
+}
+
+// longPacket is a packet with a long header (RFC 9000 §17.2), its protection in place.
+type longPacket struct {
+	version *quicVersion // nil: one that is not read
+	kind    byte
+	to      []byte
+	whole   []byte // header and payload
+	number  int    // where in whole the packet number is
+	rest    []byte // of the datagram
+}
+
+// parseLong reads a packet's header. Of versions that are not read it has no more than that they could be QUIC's.
+func parseLong(b []byte) (p longPacket, ok bool) {
+	if len(b) < 7 || b[0]&0xc0 != 0xc0 {
+		return p, false
+	}
+	v := binary.BigEndian.Uint32(b[1:])
+	f := &fields{b: b[5:]}
+	to, from := f.vector(1).b, f.vector(1).b
+	if f.bad || len(to) > mostID || len(from) > mostID {
+		return p, false
+	}
+	p = longPacket{version: quicVersions[v], kind: b[0] >> 4 & 3, to: to}
+	if p.version == nil {
+		return p, plausible(v)
+	}
+	if p.kind == p.version.initial {
+		token := varint(f)
+		f.take(clamp(token, len(f.b)))
+	}
+	n := varint(f)
+	if f.bad || n > uint64(len(f.b)) {
+		return p, false
+	}
+	p.number = len(b) - len(f.b)
+	p.whole, p.rest = b[:p.number+int(n)], f.b[n:]
+	return p, true
+}
+
+// plausible says whether a version is one that was in use, or is kept for trying (RFC 9000 §15): drafts of the
+// standard, and Google's before it, which are letters and digits.
+func plausible(v uint32) bool {
+	return v&0xffffff00 == 0xff000000 || v&0x0f0f0f0f == 0x0a0a0a0a || v>>24 == 'Q' || v>>24 == 'T'
+}
+
+// varint reads a variable-length integer (RFC 9000 §16).
+func varint(f *fields) uint64 {
+	first := f.take(1)
+	if f.bad {
+		return 0
+	}
+	v := uint64(first[0] & 0x3f)
+	for _, c := range f.take(1<<(first[0]>>6) - 1) {
+		v = v<<8 | uint64(c)
+	}
+	return v
+}
+
+// clamp makes a length an int that is beyond what is there if v is.
+func clamp(v uint64, there int) int { return int(min(v, uint64(there)+1)) }
+
+// initialStream is what a client's Initial packets carry of its ClientHello.
+type initialStream struct {
+	version *quicVersion
+	id      []byte
+	hp      cipher.Block
+	aead    cipher.AEAD
+	iv      []byte
+	numbers []uint64 // packets that were opened; RFC 9000 §12.3: no number twice
+	largest uint64
+	data    []byte // from the stream's start; bytes that have not come are zero
+	have    []span // sorted, neither overlapping nor touching; mostSpans at most
+}
+
+// span is [from, to).
+type span struct{ from, to int }
+
+// newInitialStream derives the client's keys from its first destination connection ID (RFC 9001 §5.2).
+func newInitialStream(v *quicVersion, id []byte) *initialStream {
+	// None of these fails: the lengths are those of the ciphers.
+	initial, _ := hkdf.Extract(sha256.New, id, v.salt)
+	client := expandLabel(initial, "client in", sha256.Size)
+	block, _ := aes.NewCipher(expandLabel(client, v.keyOf, 16))
+	aead, _ := cipher.NewGCM(block)
+	hp, _ := aes.NewCipher(expandLabel(client, v.hpOf, 16))
+	return &initialStream{version: v, id: bytes.Clone(id), hp: hp, aead: aead, iv: expandLabel(client, v.ivOf, 12)}
+}
+
+// expandLabel is HKDF-Expand-Label of RFC 8446 §7.1, without a context.
+func expandLabel(secret []byte, label string, n int) []byte {
+	info := "\x00" + string(rune(n)) + string(rune(len("tls13 ")+len(label))) + "tls13 " + label + "\x00"
+	out, _ := hkdf.Expand(sha256.New, secret, info, n)
+	return out
+}
+
+// open takes the protection off a packet (RFC 9001 §5.4.1) and reads its frames; false if a server would not, or could
+// read something else in it.
+func (s *initialStream) open(p longPacket) bool {
+	if len(p.whole) < p.number+4+sampleLen {
+		return false
+	}
+	var mask [aes.BlockSize]byte
+	s.hp.Encrypt(mask[:], p.whole[p.number+4:][:sampleLen])
+	first := p.whole[0] ^ mask[0]&0x0f
+	n := int(first&3) + 1
+	head := bytes.Clone(p.whole[:p.number+n])
+	head[0] = first
+	var short uint64
+	for i := range n {
+		head[p.number+i] ^= mask[1+i]
+		short = short<<8 | uint64(head[p.number+i])
+	}
+	number := s.wholeNumber(short, n)
+	nonce := bytes.Clone(s.iv)
+	for i := range 8 {
+		nonce[len(nonce)-1-i] ^= byte(number >> (8 * i))
+	}
+	payload, err := s.aead.Open(nil, nonce, p.whole[p.number+n:], head)
+	// The reserved bits must be 0 (RFC 9000 §17.2), and a server takes the first of two packets of a number only.
+	if err != nil || first&0x0c != 0 || len(payload) == 0 || slices.Contains(s.numbers, number) {
+		return false
+	}
+	s.numbers = append(s.numbers, number)
+	s.largest = max(s.largest, number)
+	return s.frames(payload)
+}
+
+// wholeNumber fills in what a packet number's sender left out (RFC 9000 §A.3).
+func (s *initialStream) wholeNumber(short uint64, n int) uint64 {
+	if len(s.numbers) == 0 {
+		return short
+	}
+	want, window := s.largest+1, uint64(1)<<(8*n)
+	v := want&^(window-1) | short
+	switch {
+	case v+window/2 <= want:
+		return v + window
+	case v > want+window/2 && v >= window:
+		return v - window
+	}
+	return v
+}
+
+// The frames that an Initial packet may hold (RFC 9000 §12.4, §17.2.2).
+const (
+	framePadding  = 0x00
+	framePing     = 0x01
+	frameACK      = 0x02
+	frameACKECN   = 0x03
+	frameCrypto   = 0x06
+	frameClose    = 0x1c
+	mostACKRanges = 32 // in what a client sends before it has seen much
+)
+
+func (s *initialStream) frames(payload []byte) bool {
+	f := &fields{b: payload}
+	for len(f.b) > 0 {
+		switch kind := varint(f); kind {
+		case framePadding:
+			f.b = bytes.TrimLeft(f.b, "\x00")
+		case framePing:
+		case frameACK, frameACKECN:
+			varint(f) // largest
+			varint(f) // delay
+			ranges := varint(f)
+			if ranges > mostACKRanges {
+				return false
+			}
+			varint(f)
+			for range 2 * ranges {
+				varint(f)
+			}
+			if kind == frameACKECN {
+				varint(f)
+				varint(f)
+				varint(f)
+			}
+		case frameCrypto:
+			offset := varint(f)
+			n := varint(f)
+			part := f.take(clamp(n, len(f.b)))
+			if f.bad || offset > messageHead+mostHello || !s.put(int(offset), part) {
+				return false
+			}
+		default: // CONNECTION_CLOSE among them: nobody is said hello to
+			return false
+		}
+		if f.bad {
+			return false
+		}
+	}
+	return true
+}
+
+// put keeps a part of the stream; false if it says otherwise than what came before, or is too much.
+func (s *initialStream) put(at int, part []byte) bool {
+	end := at + len(part)
+	if end > messageHead+mostHello {
+		return false
+	}
+	if len(part) == 0 {
+		return true
+	}
+	if end > len(s.data) {
+		s.data = append(s.data, make([]byte, end-len(s.data))...)
+	}
+	// The part becomes one span with those that it overlaps or touches, and must say the same where they overlap.
+	i, _ := slices.BinarySearchFunc(s.have, at, func(h span, at int) int { return h.to - at })
+	j := i
+	joined := span{at, end}
+	for ; j < len(s.have) && s.have[j].from <= end; j++ {
+		h := s.have[j]
+		if from, to := max(h.from, at), min(h.to, end); from < to && !bytes.Equal(s.data[from:to], part[from-at:to-at]) {
+			return false
+		}
+		joined.from, joined.to = min(joined.from, h.from), max(joined.to, h.to)
+	}
+	copy(s.data[at:], part)
+	s.have = slices.Replace(s.have, i, j, joined)
+	return len(s.have) <= mostSpans
+}
+
+// name says whom the ClientHello names, once it is there.
+func (s *initialStream) name() (name string, whole bool) {
+	if len(s.have) == 0 || s.have[0].from > 0 {
+		return "", false
+	}
+	b := s.data[:s.have[0].to]
+	if b[0] != clientHelloType {
+		return "", true
+	}
+	if len(b) < messageHead {
+		return "", false
+	}
+	n := messageLen(b)
+	if n > messageHead+mostHello {
+		return "", true
+	}
+	if len(b) < n {
+		return "", false
+	}
+	return serverName(b[messageHead:n]), true
+}
