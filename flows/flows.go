@@ -193,6 +193,9 @@ func (f *Flow) Idle() time.Duration { return f.table.since() - time.Duration(f.l
 // End takes the flow out of the table. The first reason counts; later calls do nothing.
 func (f *Flow) End(r Reason) { f.table.end(f, r, false) }
 
+// Cut ends the flow and tells its owner, who closes what it holds.
+func (f *Flow) Cut(r Reason) { f.table.end(f, r, true) }
+
 // Snapshot is a flow's figures at one moment, as the API shows them.
 type Snapshot struct {
 	ID        uint64         `json:"id"`

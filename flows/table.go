@@ -8,49 +8,8 @@ import (
 	"time"
 )
 
-// Limits bound what one guest, and all together, may have open. Zero means the default.
-type Limits struct {
-	// Flows is how many TCP conversations one guest may have, dialing ones included. Default 16384: more than any
-	// client opens to one server at once (its ports end at 28,232 by default, ip_local_port_range), and at 60 KB
-	// each still under 1 GB.
-	Flows int
-	// Dials is how many of a guest's TCP conversations may wait for the far side's answer. Default 1024. Beyond it
-	// the oldest is ended: it has waited longest, so it is the likeliest to wait in vain, and the guest's own
-	// retransmission opens it again. A good server's answer thus never queues behind black holes.
-	Dials int
-	// TotalDials is the same for all guests together. Default 8192, eight busy guests.
-	TotalDials int
-	// UDP is how many UDP mappings one guest may have. Default 4096, beyond it the least recently used is ended;
-	// RFC 4787 REQ-5 asks for minutes of life, so a busy resolver or a torrent client needs thousands.
-	UDP int
-	// Pings is how many of a guest's echo requests may be under way. Default 128; beyond it they are dropped, as a
-	// router's own limit would.
-	Pings int
-	// Total is how many conversations there may be in all, since each costs a descriptor. Default no bound; the
-	// daemon sets it from RLIMIT_NOFILE.
-	Total int
-}
-
-func (l Limits) withDefaults() Limits {
-	def := func(p *int, d int) {
-		if *p <= 0 {
-			*p = d
-		}
-	}
-	def(&l.Flows, 16384)
-	def(&l.Dials, 1024)
-	def(&l.TotalDials, 8192)
-	def(&l.UDP, 4096)
-	def(&l.Pings, 128)
-	if l.Total <= 0 {
-		l.Total = int(^uint(0) >> 1)
-	}
-	return l
-}
-
 // Table holds the conversations of a network.
 type Table struct {
-	limits Limits
 	policy atomic.Pointer[Policy]
 	epoch  time.Time
 	nextID atomic.Uint64
@@ -58,9 +17,12 @@ type Table struct {
 	opened atomic.Uint64
 
 	mu     sync.Mutex
+	limits Limits // the network's
 	flows  map[uint64]*Flow
 	guests map[string]*usage
 	dials  *list.List // all dialing TCP flows, oldest first
+	total  Use        // all flows
+	waits  Use        // all dials
 }
 
 // usage is what one guest has open.
@@ -68,6 +30,45 @@ type usage struct {
 	tcp, ping int
 	dials     *list.List // dialing TCP flows, oldest first
 	udp       *list.List // UDP flows, least recently used first
+
+	own    *Limits       // nil: the network's
+	kept   bool          // until Forget, with what was counted
+	shut   Reason        // if not ReasonNone: nothing new is let in, and why
+	tokens float64       // conversations that it may begin now
+	filled time.Duration // when they were counted
+	begun  uint64        // by the guest, let in or not for their rate alone
+	use    [numUses]Use
+}
+
+// What is counted for each guest.
+const (
+	useFlows = iota
+	useDials
+	useUDP
+	usePings
+	useRate
+	numUses
+)
+
+func (u *usage) more(what, now int) {
+	if now > u.use[what].Most {
+		u.use[what].Most = now
+	}
+}
+
+// begin takes one of the guest's tokens, if there is one.
+func (u *usage) begin(rate int, now time.Duration) bool {
+	u.begun++
+	if u.tokens < 1 {
+		u.tokens = min(float64(rate), u.tokens+float64(rate)*(now-u.filled).Seconds())
+		u.filled = now
+		if u.tokens < 1 {
+			u.use[useRate].Hits++
+			return false
+		}
+	}
+	u.tokens--
+	return true
 }
 
 // lruElem is a flow's places in the lists above.
@@ -99,8 +100,98 @@ type allowAll struct{}
 
 func (allowAll) Judge(Query) Verdict { return Verdict{Allow: true} }
 
-// Limits returns the limits in force.
-func (t *Table) Limits() Limits { return t.limits }
+// Limits returns the limits in force for guests that have none of their own.
+func (t *Table) Limits() Limits {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.limits
+}
+
+// SetLimits changes the network's limits, for what is opened from now on.
+func (t *Table) SetLimits(l Limits) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.limits = l.withDefaults()
+	for _, u := range t.guests {
+		u.tokens = min(u.tokens, float64(t.of(u).FlowRate))
+	}
+}
+
+// SetGuest gives a guest limits of its own, complete (Limits.Or), or with nil the network's, and keeps what is counted of
+// it until Forget. It is for guests whose coming and going the caller sees.
+func (t *Table) SetGuest(guest string, l *Limits) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	u := t.guest(guest)
+	u.kept, u.own = true, l
+	u.tokens = min(u.tokens, float64(t.of(u).FlowRate))
+}
+
+// Shut keeps a guest from beginning anything new for a reason; ReasonNone lets it again.
+func (t *Table) Shut(guest string, r Reason) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if u := t.guests[guest]; u != nil {
+		u.shut = r
+	}
+}
+
+// Forget lets go of what SetGuest keeps.
+func (t *Table) Forget(guest string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if u := t.guests[guest]; u != nil {
+		u.kept = false
+		t.tidy(guest, u)
+	}
+}
+
+// GuestUse is what one guest has of each limit that the table keeps.
+type GuestUse struct {
+	Flows, Dials, UDP, Pings Use
+	FlowRate                 Use    // without Now and Most: whoever looks from time to time knows them by Begun
+	Begun                    uint64 // conversations that it asked for so far
+}
+
+// Use returns what a guest has open, and had.
+func (t *Table) Use(guest string) GuestUse {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	u := t.guests[guest]
+	if u == nil {
+		return GuestUse{}
+	}
+	g := GuestUse{u.use[useFlows], u.use[useDials], u.use[useUDP], u.use[usePings], u.use[useRate], u.begun}
+	g.Flows.Now, g.Dials.Now, g.UDP.Now, g.Pings.Now = u.tcp, u.dials.Len(), u.udp.Len(), u.ping
+	return g
+}
+
+// TotalUse returns what all guests have of the limits for all of them.
+func (t *Table) TotalUse() (total, dials Use) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	total, dials = t.total, t.waits
+	total.Now, dials.Now = len(t.flows), t.dials.Len()
+	return total, dials
+}
+
+// guest is the usage of a guest, made if need be, under t.mu.
+func (t *Table) guest(guest string) *usage {
+	u := t.guests[guest]
+	if u == nil {
+		u = &usage{dials: list.New(), udp: list.New(), tokens: float64(t.limits.FlowRate), filled: t.since()}
+		t.guests[guest] = u
+	}
+	return u
+}
+
+// of is what bounds u.
+func (t *Table) of(u *usage) *Limits {
+	if u.own != nil {
+		return u.own
+	}
+	return &t.limits
+}
 
 // Judge asks the policy about a further peer of a flow that is open.
 func (t *Table) Judge(q Query) Verdict { return (*t.policy.Load()).Judge(q) }
@@ -120,54 +211,68 @@ func (t *Table) Open(q Query, onEnd func(Reason)) (*Flow, Verdict) {
 
 	var out []*Flow // who makes room
 	t.mu.Lock()
-	u := t.guests[q.Guest]
-	if u == nil {
-		u = &usage{dials: list.New(), udp: list.New()}
-		t.guests[q.Guest] = u
-	}
-	refuse := func() (*Flow, Verdict) {
+	u := t.guest(q.Guest)
+	l := t.of(u)
+	refuse := func(what *Use, v Verdict) (*Flow, Verdict) {
+		if what != nil {
+			what.Hits++
+		}
 		t.tidy(q.Guest, u)
 		t.mu.Unlock()
-		t.Count(ReasonFlowLimit)
-		return nil, Verdict{Reject: true, Reason: ReasonFlowLimit}
+		t.Count(v.Reason)
+		return nil, v
+	}
+	full := Verdict{Reject: true, Reason: ReasonFlowLimit}
+	if u.shut != ReasonNone {
+		return refuse(nil, Verdict{Reason: u.shut}) // not rejected: the guest asks again, and by then it may be over
+	}
+	if q.Dir == Out && !u.begin(l.FlowRate, time.Duration(f.moved)) {
+		return refuse(nil, Verdict{Reason: ReasonFlowRate})
 	}
 	if len(t.flows) >= t.limits.Total {
 		// The guest that asks pays with its own oldest UDP mapping, never with another guest's.
 		e := u.udp.Front()
 		if e == nil {
-			return refuse()
+			return refuse(&t.total, full)
 		}
+		t.total.Hits++
 		out = append(out, t.unlink(e.Value.(*Flow), ReasonEvicted))
 	}
 	switch q.Proto {
 	case TCP:
-		if u.tcp >= t.limits.Flows {
-			return refuse()
+		if u.tcp >= l.Flows {
+			return refuse(&u.use[useFlows], full)
 		}
-		if u.dials.Len() >= t.limits.Dials {
+		if u.dials.Len() >= l.Dials {
+			u.use[useDials].Hits++
 			out = append(out, t.unlink(u.dials.Front().Value.(*Flow), ReasonEvicted))
 		} else if t.dials.Len() >= t.limits.TotalDials {
 			// Whoever has most dials waiting makes room: a flood ends its own.
+			t.waits.Hits++
 			out = append(out, t.unlink(t.mostDials().Front().Value.(*Flow), ReasonEvicted))
 		}
 		u.tcp++
 		f.elem.own, f.elem.all = u.dials.PushBack(f), t.dials.PushBack(f)
+		u.more(useFlows, u.tcp)
+		u.more(useDials, u.dials.Len())
+		t.waits.Most = max(t.waits.Most, t.dials.Len())
 	case UDP:
-		if u.udp.Len() >= t.limits.UDP {
+		if u.udp.Len() >= l.UDP {
+			u.use[useUDP].Hits++
 			out = append(out, t.unlink(u.udp.Front().Value.(*Flow), ReasonEvicted))
 		}
 		f.elem.own = u.udp.PushBack(f)
+		u.more(useUDP, u.udp.Len())
 	default:
-		if u.ping >= t.limits.Pings {
-			t.tidy(q.Guest, u)
-			t.mu.Unlock()
-			t.Count(ReasonRateLimit)
-			return nil, Verdict{Reason: ReasonRateLimit}
+		if u.ping >= l.Pings {
+			return refuse(&u.use[usePings], Verdict{Reason: ReasonRateLimit})
 		}
 		u.ping++
+		u.more(usePings, u.ping)
 	}
 	t.guests[q.Guest] = u // tidy may have taken it out together with the last flow it held
 	t.flows[f.ID] = f
+	t.total.Most = max(t.total.Most, len(t.flows))
 	t.mu.Unlock()
 	t.opened.Add(1)
 	for _, o := range out {
@@ -256,7 +361,7 @@ func (t *Table) unlink(f *Flow, r Reason) *Flow {
 }
 
 func (t *Table) tidy(guest string, u *usage) {
-	if u.tcp == 0 && u.ping == 0 && u.udp.Len() == 0 {
+	if u.tcp == 0 && u.ping == 0 && u.udp.Len() == 0 && !u.kept {
 		delete(t.guests, guest)
 	}
 }
