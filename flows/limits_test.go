@@ -103,6 +103,7 @@ func TestFlowRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tab := NewTable(Limits{FlowRate: 10}, nil)
 		tab.SetGuest("a", nil)
+		tab.SetGuest("b", nil)
 		burst := func(guest string, dir Direction) (in int) {
 			for i := range 30 {
 				q := ask(guest, UDP, uint16(1000+i))

@@ -118,7 +118,7 @@ func (t *Table) SetLimits(l Limits) {
 }
 
 // SetGuest gives a guest limits of its own, complete (Limits.Or), or with nil the network's, and keeps what is counted of
-// it until Forget. It is for guests whose coming and going the caller sees.
+// it until Forget. Of other guests nothing is kept once they have nothing open, their rate neither.
 func (t *Table) SetGuest(guest string, l *Limits) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
