@@ -17,6 +17,7 @@ import (
 	"github.com/vmnetd/vmnetd/dhcp"
 	"github.com/vmnetd/vmnetd/dns"
 	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/guestlog"
 	"github.com/vmnetd/vmnetd/portforward"
 )
 
@@ -24,6 +25,7 @@ import (
 type Network struct {
 	cfg        Config
 	log        *slog.Logger
+	guestLog   *slog.Logger // of what guests cause, as often as they like
 	since      time.Time
 	gatewayMAC mac
 	linkLocal  netip.Addr         // the gateway's
@@ -60,7 +62,8 @@ func New(c Config) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{cfg: c, log: c.Logger.With("network", c.Name), since: time.Now(), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
+	n := &Network{cfg: c, log: c.Logger.With("network", c.Name),
+		guestLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), since: time.Now(), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
 	n.seg.init(n.shown)
 	n.warned.init()
 	policy := c.Policy

@@ -93,7 +93,7 @@ const headLen = ethLen + 60 + 60
 func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (*port, error) {
 	p := &port{net: n, name: name, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue)}
 	p.id = fmt.Sprintf("g%d", n.nextGuest.Add(1))
-	p.log = n.log.With("guest", p.id)
+	p.log = n.guestLog.With("guest", p.id)
 	p.queue = newQueue(func() { p.drop(flows.ReasonQueueFull) })
 	p.nic = &nic{port: p}
 	p.flooded = newBucket(floodRate, floodBurst)

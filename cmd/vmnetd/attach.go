@@ -75,7 +75,9 @@ line was wrong.`,
 		if err != nil {
 			return err
 		}
-		cfg, rules, err := n.config(os.Stderr)
+		log := n.openLog(os.Stderr)
+		defer log.Close()
+		cfg, rules, err := n.config(log)
 		if err != nil {
 			return err
 		}

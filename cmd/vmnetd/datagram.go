@@ -54,7 +54,7 @@ func (d *door) packets(a address) (o vfkit.Options, err error) {
 	default:
 		return o, usagef("offloading=%s: want on, if frames may come unfinished, as libkrun's do, or off", v)
 	}
-	o.Refused = func(err error) { d.complain("guest turned away", "door", d.String(), "error", err) }
+	o.Refused = func(err error) { d.log.Warn("guest turned away", "door", d.String(), "error", err) }
 	return o, nil
 }
 

@@ -115,21 +115,15 @@ func splitCommas(s string) []string {
 // door is a place where guests plug in.
 type door struct {
 	framing *framing
-	addr    string   // as it came out: "unix:/run/…", "tcp:127.0.0.1:7001", "fd:3"
-	network string   // the name of its guests' network, or nothing for the first
-	in      accepter // nil if only is all there is
-	only    *caller  // the one guest that can come
-	space   *space   // it, if it is a network namespace
-	remove  func()   // takes the socket file away; never nil
-	stdio   bool     // it has standard output, where nothing else may be printed
-	note    string   // what the user should know
-	log     *slog.Logger
-
-	complaints struct {
-		sync.Mutex
-		last time.Time
-		more int // that were not logged since
-	}
+	addr    string       // as it came out: "unix:/run/…", "tcp:127.0.0.1:7001", "fd:3"
+	network string       // the name of its guests' network, or nothing for the first
+	in      accepter     // nil if only is all there is
+	only    *caller      // the one guest that can come
+	space   *space       // it, if it is a network namespace
+	remove  func()       // takes the socket file away; never nil
+	stdio   bool         // it has standard output, where nothing else may be printed
+	note    string       // what the user should know
+	log     *slog.Logger // of what guests cause: whoever reaches a door can try what is wrong in a loop
 
 	// Of the network, once there is one:
 	mtu    int           // of the cards that lines has; 0: their own
@@ -231,24 +225,8 @@ func (d *door) plug(wires context.Context, n *backend.Network, g *caller) {
 	case err == nil, wires.Err() != nil, errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, context.Canceled),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE): // a VMM that ends with frames unread
 	default:
-		d.complain(what, "link", name, "error", err)
+		d.log.Warn(what, "link", name, "error", err)
 	}
-}
-
-// complain logs what went wrong with a guest, once a second and door at most: whoever reaches a door can try what is
-// wrong in a loop.
-func (d *door) complain(what string, args ...any) {
-	d.complaints.Lock()
-	defer d.complaints.Unlock()
-	if time.Since(d.complaints.last) < time.Second {
-		d.complaints.more++
-		return
-	}
-	if d.complaints.more > 0 {
-		args = append(args, "and_as_many_before", d.complaints.more)
-	}
-	d.complaints.last, d.complaints.more = time.Now(), 0
-	d.log.Warn(what, args...)
 }
 
 // serve takes guests until ctx is done, and returns when nobody can come any more and the guests have gone. It

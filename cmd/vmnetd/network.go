@@ -69,6 +69,17 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 	fs.StringVar(&n.logFormat, "log-format", "text", "`FORMAT` of the log: text or json")
 }
 
+// openLog is where log lines go that do not wait for w.
+func (n *networkFlags) openLog(w io.Writer) *logSink { return newLogSink(w, n.handler) }
+
+func (n *networkFlags) handler(w io.Writer) slog.Handler {
+	opts := &slog.HandlerOptions{Level: n.logLevel}
+	if n.logFormat == "json" {
+		return slog.NewJSONHandler(w, opts)
+	}
+	return slog.NewTextHandler(w, opts)
+}
+
 // config is what the flags make. Its errors are usage errors.
 func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule, error) {
 	c := n.cfg
@@ -127,15 +138,10 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule
 		}
 		rules = append(rules, r...)
 	}
-	opts := &slog.HandlerOptions{Level: n.logLevel}
-	switch n.logFormat {
-	case "text":
-		c.Logger = slog.New(slog.NewTextHandler(log, opts))
-	case "json":
-		c.Logger = slog.New(slog.NewJSONHandler(log, opts))
-	default:
+	if n.logFormat != "text" && n.logFormat != "json" {
 		return fail(fmt.Errorf("--log-format %s: want text or json", n.logFormat))
 	}
+	c.Logger = slog.New(n.handler(log))
 	if limit, ok := fileLimit(); ok {
 		c.Limits.Total = conversations(limit)
 	}

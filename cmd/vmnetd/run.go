@@ -83,7 +83,9 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 			defer f.Close()
 			log = f
 		}
-		cfg, rules, err := n.config(log)
+		sink := n.openLog(log)
+		defer sink.Close()
+		cfg, rules, err := n.config(sink)
 		if err != nil {
 			return err
 		}

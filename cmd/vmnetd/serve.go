@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/backend/control"
+	"github.com/vmnetd/vmnetd/guestlog"
 	"github.com/vmnetd/vmnetd/portforward"
 )
 
@@ -82,11 +83,13 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 	more := c.Flags().StringArray("network", nil, networkUsage)
 	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		cfg, rules, err := n.config(os.Stderr)
+		log := n.openLog(os.Stderr)
+		defer log.Close()
+		cfg, rules, err := n.config(log)
 		if err != nil {
 			return err
 		}
-		plans, err := others(*more, c.Flags(), cfg, os.Stderr)
+		plans, err := others(*more, c.Flags(), cfg, log)
 		if err != nil {
 			return err
 		}
@@ -164,14 +167,15 @@ func notify(ch chan<- os.Signal, sigs []os.Signal) {
 
 // daemon is a network, or several, with doors and a control socket.
 type daemon struct {
-	log     *slog.Logger
-	profile bool // --pprof
-	doors   []*door
-	more    []plan             // of the networks beside the first
-	plans   []plan             // of all, once they are made
-	net     *backend.Network   // the first
-	nets    []*backend.Network // all
-	dirs    []string           // folders of ours, outermost first: they go if they are empty by then
+	log      *slog.Logger
+	profile  bool         // --pprof
+	guestLog *slog.Logger // of the doors
+	doors    []*door
+	more     []plan             // of the networks beside the first
+	plans    []plan             // of all, once they are made
+	net      *backend.Network   // the first
+	nets     []*backend.Network // all
+	dirs     []string           // folders of ours, outermost first: they go if they are empty by then
 
 	controlAt     *net.UnixListener
 	control       string // its path
@@ -188,7 +192,10 @@ type daemon struct {
 }
 
 func (d *daemon) open(f *framing, addr string) error {
-	opened, err := openDoor(f, addr, d.log)
+	if d.guestLog == nil {
+		d.guestLog = slog.New(guestlog.New(d.log.Handler()))
+	}
+	opened, err := openDoor(f, addr, d.guestLog)
 	if err != nil {
 		if errors.Is(err, errInUse) {
 			err = hintError{err, "if it is a daemon that can be used as it is, 'vmnetd status' shows it; else name another place with --" + f.name + " and --control"}
