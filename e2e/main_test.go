@@ -70,7 +70,12 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(base)
 	os.Chmod(base, 0o755)
+	soaked := soakBehind()
 	code := m.Run()
+	if err := soaked(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	if code == 0 {
 		if err := goleak.Find(); err != nil {
 			fmt.Fprintln(os.Stderr, err)

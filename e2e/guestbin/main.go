@@ -6,6 +6,7 @@
 //
 //	guest agent                          run commands that come in over the virtio-serial port
 //	guest tcp [flags] ADDR:PORT          one TCP conversation
+//	guest short [flags] ADDR:PORT        many short TCP conversations, counted
 //	guest stream [flags] ADDR:PORT       an endless numbered stream, with progress lines
 //	guest listen [flags] MODE ADDR:PORT  a TCP server: echo sink source hold reset stream check
 //	guest udp [flags] ADDR:PORT          datagrams, and their echoes counted
@@ -34,6 +35,7 @@ import (
 var commands = map[string]func(ctx context.Context, args []string) error{
 	"agent":    agent,
 	"tcp":      tcp,
+	"short":    short,
 	"stream":   stream,
 	"listen":   listen,
 	"udp":      udp,
