@@ -143,6 +143,7 @@ func TestFlowRate(t *testing.T) {
 			t.Errorf("counted %d times", n)
 		}
 		tab.Forget("a")
+		tab.Forget("b")
 		if len(tab.guests) != 0 {
 			t.Errorf("%d guests are kept", len(tab.guests))
 		}
