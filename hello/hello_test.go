@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -20,31 +21,29 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func named(how flows.HelloKind, name string) flows.Hello { return flows.Hello{How: how, Name: name} }
 
-// captured is what a client of Go's own writes before it hears anything.
-func captured(t testing.TB, client func(net.Conn)) []byte {
-	t.Helper()
-	mine, its := net.Pipe()
-	done := make(chan struct{})
-	go func() { defer close(done); defer its.Close(); client(its) }()
-	var out bytes.Buffer
-	b := make([]byte, 64<<10)
-	for {
-		// It writes a flight whole, then reads: no more comes within the time that a scheduler may take.
-		mine.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-		n, err := mine.Read(b)
-		out.Write(b[:n])
-		if err != nil {
-			break
-		}
-	}
-	mine.Close()
-	<-done
-	return out.Bytes()
+// captured is what a client of Go's own writes before it reads.
+func captured(client func(net.Conn)) []byte {
+	var c deaf
+	client(&c)
+	return c.Bytes()
 }
 
-func goHello(t testing.TB, c *tls.Config) []byte {
+// deaf is a conn that ends where its user waits for an answer.
+type deaf struct {
+	net.Conn
+	bytes.Buffer
+}
+
+func (*deaf) Read([]byte) (int, error)         { return 0, io.EOF }
+func (d *deaf) Write(b []byte) (int, error)    { return d.Buffer.Write(b) }
+func (*deaf) SetDeadline(time.Time) error      { return nil }
+func (*deaf) SetReadDeadline(time.Time) error  { return nil }
+func (*deaf) SetWriteDeadline(time.Time) error { return nil }
+func (*deaf) Close() error                     { return nil }
+
+func goHello(c *tls.Config) []byte {
 	c.InsecureSkipVerify = c.ServerName == ""
-	return captured(t, func(conn net.Conn) { tls.Client(conn, c).Handshake() })
+	return captured(func(conn net.Conn) { tls.Client(conn, c).Handshake() })
 }
 
 // byByte looks after each byte, as the worst guest sends them, and says after how many it was known.
@@ -61,18 +60,18 @@ func byByte(b []byte) (h flows.Hello, more bool, after int) {
 func TestTLSClients(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		c    tls.Config
+		c    *tls.Config
 		want string
 	}{
-		{"tls 1.3", tls.Config{ServerName: "Example.COM"}, "example.com"},
-		{"tls 1.2", tls.Config{ServerName: "a.b.example", MaxVersion: tls.VersionTLS12}, "a.b.example"},
-		{"tls 1.0", tls.Config{ServerName: "old.example", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10}, "old.example"},
-		{"alpn", tls.Config{ServerName: "h2.example", NextProtos: []string{"h2", "http/1.1"}}, "h2.example"},
-		{"no name", tls.Config{}, ""},
-		{"a literal address, which has no place there", tls.Config{ServerName: "192.0.2.1"}, ""},
+		{"tls 1.3", &tls.Config{ServerName: "Example.COM"}, "example.com"},
+		{"tls 1.2", &tls.Config{ServerName: "a.b.example", MaxVersion: tls.VersionTLS12}, "a.b.example"},
+		{"tls 1.0", &tls.Config{ServerName: "old.example", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10}, "old.example"},
+		{"alpn", &tls.Config{ServerName: "h2.example", NextProtos: []string{"h2", "http/1.1"}}, "h2.example"},
+		{"no name", &tls.Config{}, ""},
+		{"a literal address, which has no place there", &tls.Config{ServerName: "192.0.2.1"}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b := goHello(t, &tt.c)
+			b := goHello(tt.c)
 			want := named(flows.HelloTLS, tt.want)
 			var s Stream
 			if h, more := s.Look(b); h != want || more {
@@ -160,10 +159,10 @@ func TestTLSByHand(t *testing.T) {
 		{"a-label", one(sni("xn--bcher-kva.example")), named(flows.HelloTLS, "xn--bcher-kva.example"), false, 0},
 		{"space", one(sni("example.com ")), unnamed, false, 0},
 		{"port", one(sni("example.com:443")), unnamed, false, 0},
-		{"long label", one(sni(strings.Repeat("a", 64)+".example")), unnamed, false, 0},
-		{"longest label", one(sni(strings.Repeat("a", 63)+".example")), named(flows.HelloTLS, strings.Repeat("a", 63)+".example"), false, 0},
-		{"long name", one(sni(strings.Repeat("a.", 127)+"b")), unnamed, false, 0},
-		{"longest name", one(sni(strings.Repeat("a.", 126)+"b")), named(flows.HelloTLS, strings.Repeat("a.", 126)+"b"), false, 0},
+		{"long label", one(sni(strings.Repeat("a", 64) + ".example")), unnamed, false, 0},
+		{"longest label", one(sni(strings.Repeat("a", 63) + ".example")), named(flows.HelloTLS, strings.Repeat("a", 63)+".example"), false, 0},
+		{"long name", one(sni(strings.Repeat("a.", 127) + "b")), unnamed, false, 0},
+		{"longest name", one(sni(strings.Repeat("a.", 126) + "b")), named(flows.HelloTLS, strings.Repeat("a.", 126)+"b"), false, 0},
 		{"two names", one(sni("a.example", "b.example")), unnamed, false, 0},
 		{"the same name twice", one(sni("a.example", "a.example")), unnamed, false, 0},
 		{"no names", one(ext(0, vec(2))), unnamed, false, 0},
@@ -216,7 +215,7 @@ func TestHTTPClient(t *testing.T) {
 		{"http://192.0.2.1/", "", "192.0.2.1"},
 		{"http://192.0.2.1/", "virtual.example.", "virtual.example"},
 	} {
-		b := captured(t, func(c net.Conn) {
+		b := captured(func(c net.Conn) {
 			r, _ := http.NewRequest("POST", tt.url, strings.NewReader("a=b"))
 			r.Host = tt.host
 			r.Write(c)
