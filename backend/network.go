@@ -100,6 +100,8 @@ func (n *Network) tend() {
 	defer t.Stop()
 	save := time.NewTicker(saveEvery)
 	defer save.Stop()
+	var h health
+	n.look(&h)
 	for {
 		select {
 		case <-n.ctx.Done():
@@ -115,6 +117,7 @@ func (n *Network) tend() {
 		}
 		n.inside.sweep()
 		n.dhcp.Sweep()
+		n.look(&h)
 	}
 }
 

@@ -51,6 +51,8 @@ type Host struct {
 
 	pings     atomic.Int64
 	smallOnce sync.Once
+
+	noRoute4, noRoute6 atomic.Bool // the last answers
 }
 
 const (
@@ -165,11 +167,21 @@ var (
 )
 
 // HasRoute4 says whether this host has an IPv4 route to the world now.
-func (h *Host) HasRoute4() bool { return h.routeTo(world4) == nil }
+func (h *Host) HasRoute4() bool { return h.hasRoute(world4, &h.noRoute4) }
 
 // HasRoute6 says whether this host has an IPv6 route to the world now. A
 // unique local source address counts: it may be translated on the way.
-func (h *Host) HasRoute6() bool { return h.routeTo(world6) == nil }
+func (h *Host) HasRoute6() bool { return h.hasRoute(world6, &h.noRoute6) }
+
+// hasRoute asks the system. While that has no descriptor left for the
+// question, the answer is the last one.
+func (h *Host) hasRoute(dst netip.AddrPort, last *atomic.Bool) bool {
+	err := h.routeTo(dst)
+	if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) {
+		last.Store(err != nil)
+	}
+	return !last.Load()
+}
 
 // routeTo connects a UDP socket, which chooses a route and a source address
 // and sends nothing.

@@ -360,6 +360,9 @@ func TestExhausted(t *testing.T) {
 	if err, _ := h.PingAllowed(); errors.Is(err, ErrNoPing) {
 		t.Errorf("no descriptor left is not forbidden: %v", err)
 	}
+	if !new(Host).HasRoute4() || !new(Host).HasRoute6() {
+		t.Error("no descriptor left is no lost route")
+	}
 }
 
 // tun is the rest of the world: what the namespace sends to it is read here,
