@@ -47,6 +47,7 @@ var besideAll bool
 
 // soakBehind starts the soak beside all other tests, if this run is of all. What it returns waits for its end.
 func soakBehind() (wait func() error) {
+	flag.Parse()
 	run := flag.Lookup("test.run").Value.String()
 	if os.Getenv("CI") != "true" || os.Getenv(soakEnv) != "" || run != "" || testing.Short() || os.Getuid() != 0 {
 		return func() error { return nil }
