@@ -60,6 +60,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	var conns sync.WaitGroup
+	listener := &spareListener{Listener: l}
 	h := &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: headerTimeout,
@@ -77,12 +78,13 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 			case http.StateNew:
 				conns.Add(1)
 			case http.StateClosed, http.StateHijacked:
+				listener.refill()
 				conns.Done()
 			}
 		},
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- h.Serve(l) }()
+	go func() { failed <- h.Serve(listener) }()
 	select {
 	case err := <-failed:
 		h.Close()
