@@ -44,6 +44,7 @@ type Network struct {
 	nextIPID  atomic.Uint32
 	pingSaid  [2]sync.Once // by family
 	warned    warnings
+	events    *Events
 
 	ctx  context.Context // ends with Close
 	stop context.CancelFunc
@@ -66,6 +67,7 @@ func New(c Config) (*Network, error) {
 		guestLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), since: time.Now(), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
 	n.seg.init(n.shown)
 	n.warned.init()
+	n.events = newEvents(c.Name)
 	policy := c.Policy
 	if policy == nil {
 		policy = &flows.Default{
@@ -78,7 +80,7 @@ func New(c Config) (*Network, error) {
 	if err := n.startServices(); err != nil {
 		return nil, err
 	}
-	n.forwards = portforward.New(portforward.Config{Guest: n, Logger: n.log, Present: n.present})
+	n.forwards = portforward.New(portforward.Config{Guest: n, Logger: n.log, Present: n.present, Changed: n.forwardEvent})
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.router6.Store(n.hasRoute6())
 	n.goes(n.advertise)
@@ -100,6 +102,9 @@ func (n *Network) tend() {
 	defer t.Stop()
 	save := time.NewTicker(saveEvery)
 	defer save.Stop()
+	look := time.NewTicker(watchEvery)
+	defer look.Stop()
+	var w watch
 	var h health
 	n.look(&h)
 	for {
@@ -109,6 +114,9 @@ func (n *Network) tend() {
 		case <-save.C:
 			n.save()
 			n.saveAdded(false)
+			continue
+		case <-look.C:
+			w.look(n)
 			continue
 		case <-t.C:
 		}
@@ -165,9 +173,15 @@ func (n *Network) Serve(ctx context.Context, l link.Link, name string) error {
 	n.seg.add(p)
 	p.advertise(n.router6.Load()) // a guest that comes back over a new wire does not ask again
 	p.log.Info("guest plugged in", "link", name)
+	n.note(EventGuestIn, p.id, name, "plugged in at %s", name)
 	err = p.run()
 	n.dhcp.Detach(p.id)
 	p.log.Info("guest gone", "link", name, "error", err)
+	if err != nil {
+		n.note(EventGuestGone, p.id, name, "gone: %v", err)
+	} else {
+		n.note(EventGuestGone, p.id, name, "gone")
+	}
 	return err
 }
 
@@ -206,6 +220,7 @@ func (n *Network) Close() error {
 	n.stop()
 	n.wg.Wait()
 	n.dns.Close()
+	n.events.close()
 	if n.cfg.StateDir != "" {
 		return n.dhcp.Save(n.stateFile())
 	}
@@ -381,6 +396,7 @@ func (w *warnings) list() []string {
 func (n *Network) complain(what string, err error) {
 	if n.warned.note(what, err.Error()) {
 		n.log.Warn(what, "error", err)
+		n.note(EventWarning, "", what, "%s: %v", what, err)
 	}
 }
 
@@ -388,6 +404,7 @@ func (n *Network) complain(what string, err error) {
 func (n *Network) recovered(what string) {
 	if n.warned.over(what) {
 		n.log.Info("works again", "what", what)
+		n.note(EventRecovered, "", what, "%s: works again", what)
 	}
 }
 

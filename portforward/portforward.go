@@ -123,6 +123,8 @@ type Config struct {
 	// Present says whether the guest a rule names is there now, for List. nil:
 	// List says what the last conversation found.
 	Present func(guest string) bool
+	// Changed, if not nil, is told of each rule that was added or removed, as bound.
+	Changed func(r Rule, added bool)
 
 	// DialTimeout bounds DialGuest. 0 is DefaultDialTimeout.
 	DialTimeout time.Duration
@@ -332,6 +334,16 @@ func (t *Table) Add(ctx context.Context, r Rule) (Rule, error) {
 // AddAll adds several rules, all or none of them: what ParseRule made of one
 // string.
 func (t *Table) AddAll(ctx context.Context, rules []Rule) ([]Rule, error) {
+	bound, err := t.addAll(ctx, rules)
+	if t.cfg.Changed != nil {
+		for _, r := range bound {
+			t.cfg.Changed(r, true)
+		}
+	}
+	return bound, err
+}
+
+func (t *Table) addAll(ctx context.Context, rules []Rule) ([]Rule, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var (
@@ -454,6 +466,9 @@ func (t *Table) Remove(spec string, cut bool) (Rule, error) {
 		t.cutConvs(e) // what a loop accepted between the two
 	}
 	t.log.Info("port forward removed", "rule", e.text)
+	if t.cfg.Changed != nil {
+		t.cfg.Changed(e.rule, false)
+	}
 	return e.rule, nil
 }
 
