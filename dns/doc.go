@@ -59,6 +59,20 @@
 // versions other than 0 (BADVERS). Messages shorter than a header, and
 // responses, get no answer. ANY of a local name gets RFC 8482's HINFO.
 //
+// # Who has a say in names
+//
+// Config.Names, if there is somebody, is asked before each question is
+// answered, and told the addresses of each answer before its guest is. What
+// is not allowed is NXDOMAIN or REFUSED and reaches no resolver, whatever its
+// type; addresses that are not allowed are taken out, and an answer of which
+// none are left is NODATA. So that nothing leads past that, records of other
+// names than the one asked for and its aliases are taken out, and of HTTPS
+// and SVCB records the hints, the keys of Encrypted Client Hello and those
+// that lead to other names: clients then ask for A and AAAA, and say in clear
+// whom they talk to. A guest that validates DNSSEC itself sees that such an
+// answer was changed. What a guest says in the names that it may ask for, and
+// what their zones answer it in TXT and the like, stays between the two.
+//
 // # What a guest can make it hold
 //
 // See Limits. An answer over UDP is at most 1232 bytes, or what the guest
@@ -79,5 +93,6 @@
 //	local.go       the table of local names
 //	forward.go     the host's resolvers: who is asked when, and who is believed
 //	resolvconf.go  which they are
+//	names.go       who has a say in names, and what is taken out of answers
 //	server.go      the doors, the limits, the counts
 package dns

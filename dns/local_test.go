@@ -390,7 +390,7 @@ func FuzzAdd(f *testing.F) {
 		r := list[0]
 		q, err := parseQuery(packed(t, question(r.Name+" "+r.Type)))
 		if err == nil {
-			if m, _ := s.answerLocal(q); m != nil {
+			if m, _ := s.answerLocal("web", q); m != nil {
 				q.finish(q.pack(m), q.limit())
 			}
 		}

@@ -50,6 +50,11 @@ type Config struct {
 	// ctx does. nil: the host's sockets.
 	Dial func(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error)
 
+	// Names is asked at each question, and again for its answer, who has a
+	// say in it: nil, or a func that returns nil, is nobody. While somebody
+	// has, names that no host could have are NXDOMAIN.
+	Names func() Names
+
 	Limits Limits
 	Now    func() time.Time // nil: time.Now
 	Logger *slog.Logger     // nil: slog.Default()
@@ -151,6 +156,8 @@ type Status struct {
 	Forwarded uint64          `json:"forwarded"` // given to the host's resolvers
 	ServFail  uint64          `json:"servfail"`  // of those, answered SERVFAIL by them or for want of them
 	Truncated uint64          `json:"truncated"` // UDP answers with TC
+	Refused   uint64          `json:"refused"`   // questions that Config.Names did not allow
+	Removed   uint64          `json:"removed"`   // addresses that it took out of answers
 	Dropped   map[Drop]uint64 `json:"dropped"`   // every reason, also those at 0
 
 	InFlight int `json:"in_flight"` // questions waiting for the host's resolvers
@@ -167,6 +174,7 @@ type Server struct {
 	dial      func(context.Context, string, netip.AddrPort) (net.Conn, error)
 	now       func() time.Time
 	log       *slog.Logger
+	who       func() Names // may be nil
 	table     *table
 	resolvers atomic.Pointer[resolvers]
 	rotor     atomic.Uint64
@@ -175,8 +183,9 @@ type Server struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup // all that Close waits for; joined under mu
 
-	queries, local, malformed, forwarded, servfail, truncated atomic.Uint64
-	dropped                                                   map[Drop]*atomic.Uint64 // keys never change
+	queries, local, malformed, forwarded, servfail, truncated, refused, removed atomic.Uint64
+
+	dropped map[Drop]*atomic.Uint64 // keys never change
 
 	mu      sync.Mutex
 	closed  bool
@@ -229,6 +238,7 @@ func New(c Config) (*Server, error) {
 		dial:    c.Dial,
 		now:     c.Now,
 		log:     c.Logger,
+		who:     c.Names,
 		table:   newTable(domain, zones, c.Prefixes, c.Gateway, c.Host),
 		dropped: make(map[Drop]*atomic.Uint64),
 		waiting: newGate(limits.PerGuest, limits.InAll, limits.Spared),
@@ -360,6 +370,7 @@ func (s *Server) Status() Status {
 		Resolvers: slices.Clone(r.servers), From: r.from, Problem: r.why, Search: slices.Clone(r.search),
 		Queries: s.queries.Load(), Local: s.local.Load(), Malformed: s.malformed.Load(),
 		Forwarded: s.forwarded.Load(), ServFail: s.servfail.Load(), Truncated: s.truncated.Load(),
+		Refused: s.refused.Load(), Removed: s.removed.Load(),
 		Dropped: make(map[Drop]uint64),
 	}
 	for d, n := range s.dropped {
@@ -387,7 +398,7 @@ func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, repl
 		s.drop(DropClosed)
 		return false
 	}
-	q, own, chase, err := s.read(query)
+	q, own, chase, err := s.read(guest, query)
 	if q == nil {
 		if own != nil {
 			reply(own)
@@ -417,7 +428,7 @@ func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, repl
 	go func() {
 		defer s.work.Done()
 		defer s.leave(guest)
-		if raw := s.resolve(ctx, q, chase, false); raw != nil {
+		if raw := s.resolve(ctx, guest, q, chase, false); raw != nil {
 			send(raw)
 		}
 	}()
@@ -458,7 +469,7 @@ func (s *Server) ServeConn(ctx context.Context, guest string, c net.Conn) {
 			return
 		}
 		s.queries.Add(1)
-		q, own, chase, err := s.read(msg)
+		q, own, chase, err := s.read(guest, msg)
 		if q == nil {
 			if own == nil {
 				if d, ok := dropOf(err); ok {
@@ -484,7 +495,7 @@ func (s *Server) ServeConn(ctx context.Context, guest string, c net.Conn) {
 		pending.Go(func() {
 			defer func() { <-slots }()
 			defer s.leave(guest)
-			if raw := s.resolve(ctx, q, chase, true); raw != nil {
+			if raw := s.resolve(ctx, guest, q, chase, true); raw != nil {
 				write(q.finish(raw, wire.MaxMsgSize))
 			}
 		})
@@ -506,7 +517,7 @@ func (s *Server) drop(d Drop) { s.dropped[d].Add(1) }
 // read looks at a guest's message. With a nil query, own is the answer to its
 // head, or nil when it gets none; else own is the local answer, or nil when
 // the host's resolvers are to be asked, for chase if that is not nil.
-func (s *Server) read(msg []byte) (q *query, own []byte, chase *alias, err error) {
+func (s *Server) read(guest string, msg []byte) (q *query, own []byte, chase *alias, err error) {
 	q, err = parseQuery(msg)
 	var refusal errRefusal
 	if errors.As(err, &refusal) {
@@ -516,11 +527,14 @@ func (s *Server) read(msg []byte) (q *query, own []byte, chase *alias, err error
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	m, chase := s.answerLocal(q)
+	m, chase := s.answerLocal(guest, q)
 	if m == nil {
 		return q, nil, chase, nil
 	}
 	s.local.Add(1)
+	if names := s.names(); names != nil {
+		s.sift(names, guest, q, m, true)
+	}
 	return q, q.pack(m), nil, nil
 }
 
@@ -531,7 +545,7 @@ type alias struct {
 }
 
 // answerLocal returns the answer to what is ours to answer, else nil.
-func (s *Server) answerLocal(q *query) (*wire.Msg, *alias) {
+func (s *Server) answerLocal(guest string, q *query) (*wire.Msg, *alias) {
 	switch {
 	case q.hasOPT() && q.ednsVersion() != 0:
 		return q.answer(wire.RcodeBadVers), nil // RFC 6891 section 6.1.3
@@ -541,6 +555,9 @@ func (s *Server) answerLocal(q *query) (*wire.Msg, *alias) {
 		return q.answer(wire.RcodeRefused), nil
 	case q.qtype == wire.TypeAXFR || q.qtype == wire.TypeIXFR:
 		return q.answer(wire.RcodeRefused), nil // whole zones (RFC 5936)
+	}
+	if m := s.judge(guest, q); m != nil {
+		return m, nil
 	}
 	m := q.answer(wire.RcodeSuccess)
 	m.Authoritative = true
@@ -601,7 +618,7 @@ func (s *Server) soa(apex string) wire.RR {
 
 // resolve asks the host's resolvers, and says SERVFAIL for them when they are
 // silent. nil: nobody waits for the answer any more.
-func (s *Server) resolve(ctx context.Context, q *query, chase *alias, whole bool) []byte {
+func (s *Server) resolve(ctx context.Context, guest string, q *query, chase *alias, whole bool) []byte {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(s.ctx, cancel)
@@ -631,7 +648,7 @@ func (s *Server) resolve(ctx context.Context, q *query, chase *alias, whole bool
 	if raw[3]&0x0f == wire.RcodeServerFailure {
 		s.servfail.Add(1)
 	}
-	return raw
+	return s.siftRaw(guest, q, raw)
 }
 
 // follow asks for what a local alias stands for, and puts the alias before.
