@@ -96,6 +96,9 @@ func (t *Table) SetPolicy(p Policy) {
 	t.policy.Store(&p)
 }
 
+// Policy returns the policy in force.
+func (t *Table) Policy() Policy { return *t.policy.Load() }
+
 type allowAll struct{}
 
 func (allowAll) Judge(Query) Verdict { return Verdict{Allow: true} }
