@@ -47,6 +47,8 @@ var rooms = []room{
 		"as dhcp: names come in by callbacks, conns are handed in"},
 	{"hello", []string{"flows"}, nil,
 		"whom first bytes name: a function of bytes, whoever carries them; flows for the words that it answers in"},
+	{"policy", []string{"flows"}, nil,
+		"rules and names become verdicts: an engine that a program can use without a network, and try on paper"},
 	{"portforward", []string{"flows"}, nil,
 		"rules and their table; a guest is dialled through a callback, so it needs no stack"},
 	{"qemu", []string{"backend/link"}, nil,
