@@ -65,6 +65,22 @@ func (e *NoDaemonError) Unwrap() error { return e.Err }
 
 // call sends in, if not nil, and reads the answer into out, if not nil.
 func (c *Client) call(ctx context.Context, method, path string, q url.Values, in, out any) error {
+	resp, err := c.send(ctx, method, path, q, in, "application/json")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("control socket %s: answer to %s %s: %w", c.path, method, path, err)
+	}
+	return nil
+}
+
+// send sends in, if not nil, and returns an answer that says that it was done.
+func (c *Client) send(ctx context.Context, method, path string, q url.Values, in any, accept string) (*http.Response, error) {
 	if c.Network != "" {
 		if q == nil {
 			q = url.Values{}
@@ -75,15 +91,16 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		body = bytes.NewReader(b)
 	}
 	// The host is never looked up; it only has to be there.
 	req, err := http.NewRequestWithContext(ctx, method, "http://vmnetd/v1/"+path, body)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	req.Header.Set("Accept", accept)
 	req.URL.RawQuery = q.Encode()
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -92,26 +109,20 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) && op.Op == "dial" {
-			return &NoDaemonError{c.path, op.Err}
+			return nil, &NoDaemonError{c.path, op.Err}
 		}
-		return fmt.Errorf("control socket %s: %w", c.path, err)
+		return nil, fmt.Errorf("control socket %s: %w", c.path, err)
 	}
-	defer resp.Body.Close()
 	if resp.StatusCode >= 300 {
+		defer resp.Body.Close()
 		p := &Problem{Status: resp.StatusCode, Title: http.StatusText(resp.StatusCode)}
 		t, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 		if t != "application/problem+json" || json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(p) != nil {
 			p.Detail = fmt.Sprintf("%s at %s: is that vmnetd's control socket?", resp.Status, c.path)
 		}
-		return p
+		return nil, p
 	}
-	if out == nil {
-		return nil
-	}
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
-		return fmt.Errorf("control socket %s: answer to %s %s: %w", c.path, method, path, err)
-	}
-	return nil
+	return resp, nil
 }
 
 // Status is the daemon and its networks; only Network, if that is set.

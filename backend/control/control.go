@@ -26,6 +26,7 @@
 //	GET    /v1/dns                local records
 //	POST   /v1/dns                add: {"name":"db","type":"A","value":"10.0.2.20"}
 //	DELETE /v1/dns                remove: ?name= and, to be exact, ?type= ?value=
+//	GET    /v1/events             what happened; ?since=ID. With "Accept: text/event-stream" as it happens, too
 //	GET    /v1/debug/pprof/       with Profile: what net/http/pprof has
 //
 // Every path takes ?network=NAME. A daemon with one network needs none; one with several shows the lists of all without

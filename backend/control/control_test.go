@@ -46,6 +46,7 @@ type rig struct {
 	c    *Client
 	http *http.Client
 	log  *logBuffer
+	stop func() // tells the server to end
 }
 
 type logBuffer struct {
@@ -83,6 +84,7 @@ func newRig(t *testing.T, change ...func(*Server)) *rig {
 		f(r.srv)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	r.stop = cancel
 	served := make(chan error, 1)
 	go func() { served <- r.srv.Serve(ctx, l) }()
 	r.c = NewClient(r.path)

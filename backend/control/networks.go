@@ -23,7 +23,7 @@ func (s *Server) names() []string {
 
 // ofAll answers a request that names no network, of several.
 func (s *Server) ofAll(rt route, h handler, r *http.Request) (reply, error) {
-	if rt.path == "/v1/status" {
+	if rt.path == "/v1/status" || rt.path == "/v1/events" {
 		return h(&call{r, s.Networks[0]})
 	}
 	if strings.Contains(rt.path, "{") || r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -72,8 +72,8 @@ func named(list any, network string) ([]json.RawMessage, error) {
 	}
 	for i, o := range all {
 		rest, ok := bytes.CutPrefix(o, []byte("{"))
-		if !ok {
-			continue // a list of something else has no place for it
+		if !ok || bytes.HasPrefix(rest, []byte(`"network":`)) {
+			continue // it has no place for it, or has it
 		}
 		sep := ","
 		if bytes.HasPrefix(rest, []byte("}")) {

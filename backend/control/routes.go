@@ -26,6 +26,7 @@ func (s *Server) routes() []route {
 		{"/v1/forwards/{id}", []string{"cut"}, map[string]handler{"DELETE": removeForward}},
 		{"/v1/leases", nil, map[string]handler{"GET": listLeases}},
 		{"/v1/leases/{address}", nil, map[string]handler{"DELETE": releaseLease}},
+		{"/v1/events", []string{"since"}, map[string]handler{"GET": s.listEvents}},
 		{"/v1/dns", []string{"name", "type", "value"}, map[string]handler{"GET": listDNS, "POST": addDNS, "DELETE": removeDNS}},
 	}
 }

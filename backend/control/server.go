@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmnetd/vmnetd/backend"
@@ -50,6 +51,8 @@ type Server struct {
 	// Profile opens /v1/debug/pprof/: Go's profiles of the process.
 	Profile bool
 
+	followers atomic.Int64 // of events
+
 	allowed func(peer) bool // nil: own uid and root. Tests put themselves outside.
 }
 
@@ -57,7 +60,7 @@ type Server struct {
 // memory), or until l fails. It closes l and returns when its goroutines have ended; nil after ctx.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	// What the handlers' contexts derive from is cancelled last, so that nobody's request is cut for politeness.
-	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	base, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), endingKey{}, ctx))
 	defer cancel()
 	var conns sync.WaitGroup
 	listener := &spareListener{Listener: l}
@@ -186,6 +189,10 @@ func (s *Server) serve(rt route) http.Handler {
 			w.WriteHeader(rep.code)
 			return
 		}
+		if f, ok := rep.body.(stream); ok {
+			s.stream(w, r, f)
+			return
+		}
 		send(w, r, rep.code, "application/json", rep.body)
 	})
 }
@@ -252,6 +259,22 @@ func send(w http.ResponseWriter, r *http.Request, code int, typ string, body any
 	if r.Method != http.MethodHead {
 		json.NewEncoder(w).Encode(body) // a client that has gone hears nothing, and nobody else needs to
 	}
+}
+
+// stream answers with what goes on until the client or the server ends.
+func (s *Server) stream(w http.ResponseWriter, r *http.Request, f stream) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	if ending, ok := ctx.Value(endingKey{}).(context.Context); ok {
+		defer context.AfterFunc(ending, cancel)()
+	}
+	w.Header().Set("Content-Type", eventStream)
+	w.Header().Set("Cache-Control", "no-store")
+	http.NewResponseController(w).SetReadDeadline(time.Time{}) // it says no more, and may hang up whenever it likes
+	if r.Method == http.MethodHead {
+		cancel()
+	}
+	f(ctx, w)
 }
 
 // decode reads a request's body into v, strictly: a field that is misspelt must not become a default.
