@@ -45,12 +45,23 @@ func (f *outputFormat) Set(s string) error {
 // patience is how long a daemon may take to answer: it only has to look at its memory.
 const patience = 30 * time.Second
 
+// asks is what a command does with a daemon.
+type asks func(ctx context.Context, c *control.Client, args []string) error
+
 // command makes a command of a function that asks.
-func (in *inspector) command(use, short string, check cobra.PositionalArgs, do func(ctx context.Context, c *control.Client, args []string) error) *cobra.Command {
+func (in *inspector) command(use, short string, check cobra.PositionalArgs, do asks) *cobra.Command {
+	return in.lasting(use, short, check, func(ctx context.Context, c *control.Client, args []string) error {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		return do(ctx, c, args)
+	})
+}
+
+// lasting makes a command of a function that asks for as long as it likes.
+func (in *inspector) lasting(use, short string, check cobra.PositionalArgs, do asks) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: args(check)}
 	cmd.RunE = func(_ *cobra.Command, a []string) error {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
+		ctx := context.Background()
 		c := control.NewClient(controlPath(in.control))
 		defer c.Close()
 		c.Network = in.network
@@ -166,6 +177,7 @@ Add ,source=client to show the guest the client's own address in place of the ga
 
 	return []*cobra.Command{
 		status,
+		eventsCommand(),
 		group("vm", "List and kick guests", "", vmLS, kick),
 		group("forward", "List, add and remove port forwards", "", forwardLS, forwardAdd, forwardRM),
 		group("flows", "List conversations", "", flowsLS),
