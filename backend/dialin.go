@@ -285,6 +285,9 @@ func (c *flowConn) start(conn net.Conn, f *flows.Flow) {
 	c.local, c.remote = conn.LocalAddr(), conn.RemoteAddr()
 	ended := c.ended
 	c.mu.Unlock()
+	if t, ok := conn.(*tcpConn); ok {
+		t.mem = t.of.join(t.ep, tcpBuffer, f)
+	}
 	if ended {
 		abort(conn)
 	}

@@ -79,7 +79,8 @@ type loop struct {
 	held    []*stream // not read, since the guest's queue is long
 	dialing list.List // streams that wait for the far side, oldest first
 	leaving map[*stream]struct{}
-	open    int         // streams that have buffers
+	crumbs  []*stream   // whose far side trickles, and the guest takes nothing
+	later   *time.Timer // moves them on
 	timer   *time.Timer // wakes the loop when the first of them has waited long enough
 
 	taken     []item // from the queue
@@ -129,6 +130,8 @@ func newLoop(p *port) (*loop, error) {
 	l.timer.Stop()
 	l.ackTimer = time.AfterFunc(ackDelay, func() { l.post(l.acksDue) })
 	l.ackTimer.Stop()
+	l.later = time.AfterFunc(crumbTime, func() { l.post(l.moveCrumbs) })
+	l.later.Stop()
 	l.cut = p.cut
 	l.pass = func(pkt *stack.PacketBuffer) { l.acks.pass(pkt, l.cut) }
 	var err error
@@ -282,7 +285,7 @@ func (l *loop) run() error {
 				return err
 			}
 		}
-		if len(l.held) > 0 && p.queue.bytes.Load() < holdAbove {
+		if len(l.held) > 0 && !p.queue.long() {
 			for _, s := range l.held {
 				s.held = false
 				if !s.queued.Swap(true) {
@@ -429,6 +432,32 @@ func (l *loop) runPosted() {
 	for _, f := range fs {
 		f()
 	}
+}
+
+// crumbTime is how long what a far side trickles is left to the host's kernel, to be put together, once too many pieces
+// wait for the guest. A guest that takes anything notices less than a retransmission.
+const crumbTime = 10 * time.Millisecond
+
+// pauseCrumbs leaves s unread for a time, or until much is there.
+func (l *loop) pauseCrumbs(s *stream) {
+	if s.crumbs {
+		return
+	}
+	s.crumbs = true
+	if l.crumbs = append(l.crumbs, s); len(l.crumbs) == 1 {
+		l.later.Reset(crumbTime)
+	}
+}
+
+// moveCrumbs lets those go on that were paused.
+func (l *loop) moveCrumbs() {
+	for _, s := range l.crumbs {
+		if s.crumbs = false; !s.queued.Swap(true) {
+			l.ready = append(l.ready, s)
+		}
+	}
+	clear(l.crumbs)
+	l.crumbs = l.crumbs[:0]
 }
 
 // moveReady gives each stream that became ready one turn.
@@ -582,6 +611,7 @@ func (l *loop) end() {
 	l.acks.releaseAll(func(*stack.PacketBuffer) {})
 	l.timer.Stop()
 	l.ackTimer.Stop()
+	l.later.Stop()
 	l.close()
 }
 

@@ -12,7 +12,7 @@ const (
 	// onwardMost is how many guests' frames are collected at a time: a guest that talks to more at once sends smaller lots.
 	onwardMost = 8
 	// copiedAtOnce is how many bytes of frames share one piece of memory while they wait. All of it lives as long as one
-	// of them waits, so it is little beside othersLimit.
+	// of them waits, so it is little beside othersPart of the queue.
 	copiedAtOnce = 64 << 10
 )
 

@@ -47,6 +47,9 @@ type port struct {
 	ctx     context.Context // ends with the port
 	stop    context.CancelFunc
 
+	buffers buffers
+	limits  atomic.Pointer[flows.Limits] // in force: nothing in it is zero
+
 	tcp  tcpSide
 	udp  udpSide
 	dhcp chan dhcpRequest
@@ -95,6 +98,7 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 	p.id = fmt.Sprintf("g%d", n.nextGuest.Add(1))
 	p.log = n.guestLog.With("guest", p.id)
 	p.queue = newQueue(func() { p.drop(flows.ReasonQueueFull) })
+	p.setLimits(n.flows.Limits())
 	p.nic = &nic{port: p}
 	p.flooded = newBucket(floodRate, floodBurst)
 	p.split.overlap = overlapOf(l)
@@ -195,14 +199,17 @@ func (p *port) carry() {
 	for ; p.batch.Overrun > 0; p.batch.Overrun-- {
 		p.drop(flows.ReasonQueueFull)
 	}
+	size := 0
 	for i, s := range p.batch.Frames {
 		if i < len(p.batch.Offloads) {
 			p.offload = p.batch.Offloads[i]
 		}
 		p.rxFrames.Add(1)
 		p.rxBytes.Add(uint64(s.Len()))
+		size += s.Len() + segmentCost
 		p.fromGuest(s)
 	}
+	p.buffers.grew(size)
 	p.gro.flushAll(p.nic, p.batch)
 	p.onward.send(p.batch)
 }

@@ -12,17 +12,18 @@ import (
 	"github.com/vmnetd/vmnetd/backend/link"
 )
 
-// queueLimit is how many bytes may wait for one guest. One conversation's send buffer (tcpBuffer) fits twice, so that
-// a single stream never loses a segment here; with many streams their loss tells them to share.
+// queueLimit is how many bytes may wait for one guest, unless flows.Limits.Queue says otherwise. One conversation's send
+// buffer (tcpBuffer) fits twice, so that a single stream never loses a segment here; with many streams their loss tells
+// them to share.
 const queueLimit = 2 * tcpBuffer
 
-// holdAbove is how many bytes may wait for the guest before host sockets are left unread, so that their peers are held
-// back by TCP instead of the queue by drops.
-const holdAbove = queueLimit / 4
+// holdPart of it may wait for the guest before host sockets are left unread, so that their peers are held back by TCP
+// instead of the queue by drops.
+const holdPart = 4
 
-// othersLimit is how much of it other guests' frames may take: less than holdAbove, from which on conversations with
-// the host are held back, so that no guest can hold another's. 1 MiB is what QEMU's socket holds, once more.
-const othersLimit = queueLimit / 8
+// othersPart of it other guests' frames may take: less than from which on conversations with the host are held back, so
+// that no guest can hold another's. 1 MiB is what QEMU's socket holds, once more.
+const othersPart = 8
 
 // itemCost is counted for each item besides its bytes, so that a queue of tiny frames is bounded as well: about what
 // a packet buffer and its views take.
@@ -49,6 +50,8 @@ type queue struct {
 
 	bytes  atomic.Int64 // waiting or being written
 	others atomic.Int64 // of them, from other guests
+	limit  atomic.Int64 // how many may
+	most   atomic.Int64 // how many ever were; set under mu
 
 	mu     sync.Mutex
 	wake   sync.Cond // on mu
@@ -59,8 +62,12 @@ type queue struct {
 func newQueue(dropped func()) *queue {
 	q := &queue{dropped: dropped}
 	q.wake.L = &q.mu
+	q.limit.Store(queueLimit)
 	return q
 }
+
+// long says that so much waits for the guest that host sockets are to be left unread.
+func (q *queue) long() bool { return q.bytes.Load() > q.limit.Load()/holdPart }
 
 // push takes i over. It never waits.
 func (q *queue) push(i item) {
@@ -116,11 +123,14 @@ func (q *queue) pushAll(items []item) {
 
 // full says whether i does not fit. Called with mu held, as add is.
 func (q *queue) full(i item) bool {
-	return q.bytes.Load()+int64(i.size) > queueLimit || i.other && q.others.Load()+int64(i.size) > othersLimit
+	limit := q.limit.Load()
+	return q.bytes.Load()+int64(i.size) > limit || i.other && q.others.Load()+int64(i.size) > limit/othersPart
 }
 
 func (q *queue) add(i item) {
-	q.bytes.Add(int64(i.size))
+	if n := q.bytes.Add(int64(i.size)); n > q.most.Load() {
+		q.most.Store(n)
+	}
 	if i.other {
 		q.others.Add(int64(i.size))
 	}

@@ -43,16 +43,6 @@ const (
 )
 
 const (
-	// bufferBudget is how much a guest's conversations may hold in their buffers each way before later ones get less
-	// than tcpBuffer: sixteen of them at full speed, eight of those over a long path.
-	bufferBudget = 16 * tcpBuffer
-	// bufferLeast is the least that one gets, a window (half of it) of one segment at the largest MTU.
-	bufferLeast = 128 << 10
-
-	// longBuffer is what one gets whose guest is far away. gVisor's window is half the buffer, and it asks for more to
-	// send once half of it is acknowledged; so this keeps under way what Linux's default does, 4 MiB (tcp_wmem). The
-	// window's scale, settled in the handshake by tcpBuffer, just reaches to it.
-	longBuffer = 2 * tcpBuffer
 	// longRoundTrip tells such guests: below it the half of tcpBuffer is well over 1 Gbit/s, and on the same machine a
 	// handshake seldom takes as long, behind a full queue at MTU 1500. One that does has only more room.
 	longRoundTrip = 10 * time.Millisecond
@@ -80,12 +70,14 @@ type stream struct {
 	wq    *waiter.Queue
 	entry waiter.Entry
 	rings bool // entry is registered
+	mem   *held
 
 	upDone, downDone bool
 	toGuest, toHost  *atomic.Int64 // a port forward's own counters, or nil
 	over             func(error)   // told how a port forward's stream ended, or nil
 	queued           atomic.Bool   // on the loop's ready or woken list
 	held             bool          // on the loop's held list
+	crumbs           bool          // on the loop's crumbs list
 }
 
 // openStream begins a conversation whose SYN was let in. It takes a reference on pkt. It runs on the loop.
@@ -119,7 +111,7 @@ func (l *loop) openStream(id stack.TransportEndpointID, pkt *stack.PacketBuffer,
 // which it takes over. over is told how it ended. Nobody else may touch guest from then on, since bytes are written
 // from where they lie in it: stop ends the conversation. Anybody may call both. nil says that the loop has ended.
 func (l *loop) carry(fd int, guest *tcpConn, f *flows.Flow, toGuest, toHost *atomic.Int64, over func(error)) (stop func(flows.Reason)) {
-	s := &stream{l: l, flow: f, state: streamShaking, fd: -1, index: -1, ep: guest.ep, wq: guest.wq,
+	s := &stream{l: l, flow: f, state: streamShaking, fd: -1, index: -1, ep: guest.ep, wq: guest.wq, mem: guest.mem,
 		toGuest: toGuest, toHost: toHost, over: over}
 	if !l.post(func() {
 		if err := s.watch(fd); err != nil {
@@ -230,10 +222,10 @@ func (s *stream) start() {
 	s.entry = waiter.NewFunctionEntry(waiter.EventIn|waiter.EventOut|waiter.EventErr|waiter.EventHUp|waiter.EventRdHUp, s.ring)
 	s.wq.EventRegister(&s.entry)
 	s.rings = true
-	s.l.open++
-	if n := min(bufferFor(s.ep), max(bufferLeast, bufferBudget/s.l.open)); n != tcpBuffer {
-		s.ep.SocketOptions().SetReceiveBufferSize(int64(n), true)
-		s.ep.SocketOptions().SetSendBufferSize(int64(n), true)
+	if s.mem == nil {
+		s.mem = s.l.p.buffers.join(s.ep, bufferFor(s.ep), s.flow)
+	} else {
+		s.mem.wants(bufferFor(s.ep))
 	}
 	s.in = true
 	if !s.queued.Swap(true) {
@@ -366,7 +358,7 @@ func (s *stream) moveUp() (more bool, err error) {
 func (s *stream) moveDown() (more bool, err error) {
 	l := s.l
 	for moved := 0; moved < turnBytes; {
-		if l.p.queue.bytes.Load() > holdAbove {
+		if l.p.queue.long() {
 			if !s.held {
 				s.held = true
 				l.held = append(l.held, s)
@@ -376,6 +368,12 @@ func (s *stream) moveDown() (more bool, err error) {
 		var n int32
 		if _, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(s.fd), unix.TIOCINQ, uintptr(unsafe.Pointer(&n))); e != 0 {
 			return false, e
+		}
+		if s.crumbs {
+			if n < crumbBelow && !s.hup && !s.broken {
+				return false, nil // until more has come, or the time
+			}
+			s.crumbs = false
 		}
 		if n == 0 {
 			if s.broken {
@@ -422,6 +420,11 @@ func (s *stream) moveDown() (more bool, err error) {
 			s.toGuest.Add(w)
 		}
 		moved += int(w)
+		l.p.buffers.grew(int(w))
+		if s.mem.crumb(int(w)) {
+			l.pauseCrumbs(s)
+			return false, nil
+		}
 		if int(w) == int(n) && !s.hup && !s.broken { // that was all; what comes after it is told anew
 			s.in = false
 			return false, nil
@@ -507,7 +510,7 @@ func (s *stream) unhook() {
 	if s.rings {
 		s.wq.EventUnregister(&s.entry)
 		s.rings = false
-		s.l.open--
+		s.mem.leave()
 	}
 }
 

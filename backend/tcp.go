@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -284,7 +285,7 @@ func (t *tcpSide) complete(r *tcp.ForwarderRequest) {
 		d.fail()
 		return
 	}
-	d.accept(newTCPConn(&wq, ep))
+	d.accept(newTCPConn(&wq, ep, &p.buffers))
 }
 
 // toDNS accepts a conversation with the resolver here.
@@ -302,6 +303,8 @@ func (t *tcpSide) toDNS(id stack.TransportEndpointID, pkt *stack.PacketBuffer) b
 		accept: func(c *tcpConn) {
 			stop := context.AfterFunc(p.ctx, func() { c.Abort() })
 			defer stop()
+			c.mem = p.buffers.join(c.ep, serviceBuffer, nil)
+			defer c.mem.leave()
 			p.net.dns.ServeConn(p.ctx, p.id, c)
 			c.Close()
 		},
@@ -358,16 +361,31 @@ func (t *tcpSide) reset(pkt *stack.PacketBuffer, id stack.TransportEndpointID) {
 // tcpConn is a conversation with the guest.
 type tcpConn struct {
 	*gonet.TCPConn
-	ep tcpip.Endpoint
-	wq *waiter.Queue
+	ep  tcpip.Endpoint
+	wq  *waiter.Queue
+	of  *buffers
+	mem *held // nil before it counts
 }
 
-func newTCPConn(wq *waiter.Queue, ep tcpip.Endpoint) *tcpConn {
+func newTCPConn(wq *waiter.Queue, ep tcpip.Endpoint, b *buffers) *tcpConn {
 	// A guest that was reset without ending its wire leaves conversations behind. Two hours (RFC 9293 §3.8.4) is
 	// gVisor's default, as Linux's.
 	ep.SocketOptions().SetKeepAlive(true)
-	return &tcpConn{gonet.NewTCPConn(wq, ep), ep, wq}
+	return &tcpConn{gonet.NewTCPConn(wq, ep), ep, wq, b, nil}
 }
+
+// Write implements net.Conn.
+func (c *tcpConn) Write(b []byte) (int, error) {
+	n, err := c.TCPConn.Write(b)
+	c.of.grew(n)
+	if c.mem.crumb(n) {
+		time.Sleep(crumbPause) // and meanwhile the far side's bytes are put together
+	}
+	return n, err
+}
+
+// crumbPause is how long a writer of small pieces waits for each, once too many wait for the guest.
+const crumbPause = 10 * time.Millisecond
 
 // Abort ends the conversation with a reset.
 func (c *tcpConn) Abort() error {
@@ -390,12 +408,13 @@ func abort(c net.Conn) {
 type tcpDial struct {
 	ep       tcpip.Endpoint
 	wq       *waiter.Queue
+	of       *buffers
 	src, dst netip.AddrPort
 }
 
 // bindTCP readies a conversation with the guest's dst, from src; a zero port in src picks one.
 func (p *port) bindTCP(src, dst netip.AddrPort) (*tcpDial, error) {
-	d := &tcpDial{wq: new(waiter.Queue), src: src, dst: dst}
+	d := &tcpDial{wq: new(waiter.Queue), of: &p.buffers, src: src, dst: dst}
 	var terr tcpip.Error
 	if d.ep, terr = p.stack.NewEndpoint(tcp.ProtocolNumber, protoOf(dst.Addr()), d.wq); terr != nil {
 		return nil, dialError(dst, terr)
@@ -439,7 +458,7 @@ func (d *tcpDial) connect(ctx context.Context) (net.Conn, error) {
 		d.ep.Close()
 		return nil, dialError(d.dst, terr)
 	}
-	return newTCPConn(d.wq, d.ep), nil
+	return newTCPConn(d.wq, d.ep, d.of), nil
 }
 
 func dialError(dst netip.AddrPort, err tcpip.Error) error {
