@@ -156,13 +156,17 @@ type Flow struct {
 	Up     Counter // from the guest
 	Down   Counter // to the guest
 
-	table  *Table
-	state  atomic.Int32
-	last   atomic.Int64 // when it last moved, in nanoseconds since the table began
-	onEnd  func(Reason) // under no lock; called once, when the table ends the flow
-	reason Reason       // guarded by table.mu; why it ended
-	elem   lruElem      // guarded by table.mu
-	moved  int64        // guarded by table.mu; `last` when its place in the LRU order was last set
+	table *Table
+	state atomic.Int32
+	last  atomic.Int64 // when it last moved, in nanoseconds since the table began
+	onEnd func(Reason) // under no lock; called once, when the table ends the flow
+
+	verdict atomic.Pointer[Verdict] // in force
+	first   Verdict                 // the one that opened it
+	said    atomic.Pointer[Hello]
+	reason  Reason  // guarded by table.mu; why it ended
+	elem    lruElem // guarded by table.mu
+	moved   int64   // guarded by table.mu; `last` when its place in the LRU order was last set
 }
 
 // State is where the flow is now.
@@ -184,6 +188,23 @@ func (f *Flow) SetState(s State) {
 	}
 }
 
+// Verdict is what let the flow in, or asks about it, as it was last judged.
+func (f *Flow) Verdict() Verdict { return *f.verdict.Load() }
+
+// SetVerdict has another verdict in force: the answer to the one that was pending, or a new policy's.
+func (f *Flow) SetVerdict(v Verdict) { f.verdict.Store(&v) }
+
+// Said is whom the guest's first bytes named; false if nobody has looked.
+func (f *Flow) Said() (Hello, bool) {
+	if h := f.said.Load(); h != nil {
+		return *h, true
+	}
+	return Hello{}, false
+}
+
+// SetSaid notes whom the guest's first bytes name.
+func (f *Flow) SetSaid(h Hello) { f.said.Store(&h) }
+
 // Touch says that the flow moved now. It keeps a UDP flow from being the least recently used.
 func (f *Flow) Touch() { f.table.touch(f) }
 
@@ -204,7 +225,11 @@ type Snapshot struct {
 	Dir       Direction      `json:"direction"`
 	Src       netip.AddrPort `json:"src"`
 	Dst       netip.AddrPort `json:"dst"`
-	Rule      string         `json:"rule,omitempty"`
+	Rule      string         `json:"rule,omitempty"`        // the port forward
+	Policy    string         `json:"policy_rule,omitempty"` // the policy's rule that let it in, or asks
+	Name      string         `json:"name,omitempty"`        // whom the guest's first bytes named
+	Hello     string         `json:"hello,omitempty"`       // what they were: tls, http, quic, none; empty: nobody looked
+	Waits     string         `json:"waits,omitempty"`       // what it is held for: answer or hello
 	State     string         `json:"state"`
 	Opened    time.Time      `json:"opened"`
 	IdleMS    int64          `json:"idle_ms"`
@@ -216,12 +241,22 @@ type Snapshot struct {
 
 // Snapshot copies the flow's figures.
 func (f *Flow) Snapshot() Snapshot {
-	return Snapshot{
+	s := Snapshot{
 		ID: f.ID, Guest: f.Guest, Proto: f.Proto, Dir: f.Dir, Src: f.Src, Dst: f.Dst, Rule: f.Rule,
 		State: f.State().String(), Opened: f.Opened, IdleMS: f.Idle().Milliseconds(),
 		UpBytes: f.Up.Bytes.Load(), DownBytes: f.Down.Bytes.Load(),
 		UpPkts: f.Up.Packets.Load(), DownPkts: f.Down.Packets.Load(),
 	}
+	v := f.verdict.Load()
+	s.Policy = v.Rule
+	if h, ok := f.Said(); ok {
+		s.Name, s.Hello = h.Name, h.How.String()
+	} else if v.Pending != nil {
+		s.Waits = "answer"
+	} else if v.Inspect != nil && f.Dir == Out && f.State() >= Open {
+		s.Waits = "hello"
+	}
+	return s
 }
 
 // MarshalJSON shows a flow as its Snapshot.

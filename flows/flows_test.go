@@ -328,3 +328,42 @@ func TestAllocs(t *testing.T) {
 		t.Errorf("left: %s", tab.ports("a"))
 	}
 }
+
+// A conversation about which somebody is asked is held in the table; its owner hears the answer.
+func TestPending(t *testing.T) {
+	ask := make(chan Verdict, 1)
+	tab := NewTable(Limits{}, saying(func(Query) Verdict { return Verdict{Pending: ask, Rule: "ask"} }))
+	f, v := tab.Open(Query{Guest: "g1", Proto: TCP}, nil)
+	if f == nil || v.Pending == nil || f.State() != Dialing {
+		t.Fatalf("%+v, %+v; want a flow that waits", f, v)
+	}
+	if s := f.Snapshot(); s.Waits != "answer" || s.Policy != "ask" {
+		t.Errorf("shown as %+v", s)
+	}
+	f.SetVerdict(Verdict{Allow: true, Rule: "yes", Inspect: func(Hello) Verdict { return Verdict{Allow: true} }})
+	f.SetState(Open)
+	if s := f.Snapshot(); s.Waits != "hello" || s.Policy != "yes" {
+		t.Errorf("shown as %+v", s)
+	}
+	f.SetSaid(Hello{HelloTLS, "example.com"})
+	if s := f.Snapshot(); s.Waits != "" || s.Name != "example.com" || s.Hello != "tls" {
+		t.Errorf("shown as %+v", s)
+	}
+	f.End(ReasonClosed)
+}
+
+// A policy that is changed while it is asked does not let in what the new one would not.
+func TestPolicyChangesMeanwhile(t *testing.T) {
+	tab := NewTable(Limits{}, nil)
+	tab.SetPolicy(saying(func(Query) Verdict {
+		tab.SetPolicy(saying(func(Query) Verdict { return Verdict{} }))
+		return Verdict{Allow: true}
+	}))
+	if f, v := tab.Open(Query{Guest: "g1", Proto: TCP}, nil); f != nil || v.Reason != ReasonPolicy {
+		t.Errorf("%v, %+v; want it refused for the policy", f, v)
+	}
+}
+
+type saying func(Query) Verdict
+
+func (f saying) Judge(q Query) Verdict { return f(q) }

@@ -8,16 +8,29 @@ import (
 // Verdict is what a Policy says of a Query.
 type Verdict struct {
 	Allow  bool
-	Reject bool   // if not allowed: answer at once (RST, ICMP prohibited) rather than stay silent
-	Reason Reason // if not allowed
+	Reject bool   // if not allowed: answer at once (ICMP prohibited) rather than stay silent
+	Reset  bool   // if rejected: TCP is answered by a reset, which all systems take at once, and which does not say why
+	Reason Reason // if not allowed; ReasonNone is ReasonPolicy
 	Rule   string // which rule said so, for people
 
 	// Inspect, if the conversation is allowed, has the last word once the guest's first bytes are there: whom they name
-	// must be whom the address was opened for. It is called once, must not wait, and what it refuses is ended.
+	// must be whom the address was opened for. Until then nothing of the guest's leaves. It must not wait, and what it
+	// refuses is ended. It is called once for each conversation (a guest may begin several QUIC connections with one
+	// peer from one port; they are several), and again when a change of policy has running ones judged again.
+	// Conversations that the host opens, and those with the program itself, are not inspected.
 	Inspect func(Hello) Verdict
 	// Pending, if not nil, says that somebody is being asked. The verdict comes there, once, and the conversation is
-	// held until then. The rest of this Verdict says nothing.
+	// held until then, or given up before: the channel has room for it. The rest of this Verdict says nothing but Rule.
 	Pending <-chan Verdict
+}
+
+// Refused is v as a verdict that lets nobody in, with a reason.
+func (v Verdict) Refused() Verdict {
+	v.Allow, v.Inspect, v.Pending = false, nil, nil
+	if v.Reason == ReasonNone {
+		v.Reason = ReasonPolicy
+	}
+	return v
 }
 
 // Hello is whom a conversation's first bytes name.
@@ -36,10 +49,13 @@ const (
 	HelloTLS            // the server name of a ClientHello (RFC 6066 §3)
 	HelloHTTP           // the Host of a request (RFC 9112 §3.2)
 	HelloQUIC           // the server name in a QUIC Initial (RFC 9001 §4.3)
+	// HelloPart is a stream that began as one of these, and was ended, or not gone on with in time, before it could be
+	// said whom it names: what follows could be any name, and will not be looked at.
+	HelloPart
 )
 
 func (k HelloKind) String() string {
-	return [...]string{"none", "tls", "http", "quic"}[min(k, HelloQUIC)]
+	return [...]string{"none", "tls", "http", "quic", "part"}[min(k, HelloPart)]
 }
 
 // Policy decides who may talk to whom. Judge is called once for each new conversation, by several goroutines, and

@@ -11,6 +11,7 @@ import (
 // Table holds the conversations of a network.
 type Table struct {
 	policy atomic.Pointer[Policy]
+	gen    atomic.Uint64 // how often policy was set
 	epoch  time.Time
 	nextID atomic.Uint64
 	counts [numReasons]atomic.Uint64
@@ -94,10 +95,15 @@ func (t *Table) SetPolicy(p Policy) {
 		p = allowAll{}
 	}
 	t.policy.Store(&p)
+	t.gen.Add(1)
 }
 
 // Policy returns the policy in force.
 func (t *Table) Policy() Policy { return *t.policy.Load() }
+
+// PolicyGen tells policies apart: it is another number after each SetPolicy. Who asks for it before Judge knows whether the
+// verdict is still the policy's.
+func (t *Table) PolicyGen() uint64 { return t.gen.Load() }
 
 type allowAll struct{}
 
@@ -197,23 +203,36 @@ func (t *Table) of(u *usage) *Limits {
 }
 
 // Judge asks the policy about a further peer of a flow that is open.
-func (t *Table) Judge(q Query) Verdict { return (*t.policy.Load()).Judge(q) }
+func (t *Table) Judge(q Query) Verdict {
+	v := (*t.policy.Load()).Judge(q)
+	if v.Pending == nil && !v.Allow {
+		return v.Refused()
+	}
+	return v
+}
 
-// Open lets a conversation in, or says why not. If the table itself ends the flow, to make room or because its guest
+// Open lets a conversation in, or says why not. One whose verdict is pending is in the table as others are: its owner
+// waits, and sets the verdict or ends it. If the table itself ends the flow, to make room or because its guest
 // went, it calls onEnd (if not nil) from another goroutine's stack, without locks; the owner then closes what it
 // holds. The flow is Dialing.
 func (t *Table) Open(q Query, onEnd func(Reason)) (*Flow, Verdict) {
+	gen := t.PolicyGen()
 	v := t.Judge(q)
-	if !v.Allow {
+	if !v.Allow && v.Pending == nil {
 		t.Count(v.Reason)
 		return nil, v
 	}
-	f := &Flow{ID: t.nextID.Add(1), Query: q, Opened: time.Now(), table: t, onEnd: onEnd}
+	f := &Flow{ID: t.nextID.Add(1), Query: q, Opened: time.Now(), table: t, onEnd: onEnd, first: v}
+	f.verdict.Store(&f.first)
 	f.last.Store(int64(t.since()))
 	f.moved = f.last.Load()
 
 	var out []*Flow // who makes room
 	t.mu.Lock()
+	if t.PolicyGen() != gen { // whoever judges all again may have been here, and did not see this one
+		t.mu.Unlock()
+		return t.Open(q, onEnd)
+	}
 	u := t.guest(q.Guest)
 	l := t.of(u)
 	refuse := func(what *Use, v Verdict) (*Flow, Verdict) {
@@ -421,8 +440,8 @@ func (t *Table) Len() int {
 	return len(t.flows)
 }
 
-// List returns the conversations there are, oldest first.
-func (t *Table) List() []Snapshot {
+// All returns the conversations there are, oldest first.
+func (t *Table) All() []*Flow {
 	t.mu.Lock()
 	fs := make([]*Flow, 0, len(t.flows))
 	for _, f := range t.flows {
@@ -430,6 +449,12 @@ func (t *Table) List() []Snapshot {
 	}
 	t.mu.Unlock()
 	sort.Slice(fs, func(i, j int) bool { return fs[i].ID < fs[j].ID })
+	return fs
+}
+
+// List is what All shows.
+func (t *Table) List() []Snapshot {
+	fs := t.All()
 	list := make([]Snapshot, len(fs))
 	for i, f := range fs {
 		list[i] = f.Snapshot()
