@@ -313,3 +313,37 @@ func unhex(t testing.TB, s string) []byte {
 	}
 	return b
 }
+
+// The worst guest sends the longest hello in the smallest records, a byte at a time: it must not cost more than its
+// length, however often it is looked at.
+func BenchmarkStreamByByte(b *testing.B) {
+	big := message(sni("a.example"), ext(21, make([]byte, mostHello-100)))
+	small := message(sni("a.example"), ext(21, make([]byte, 2700)))
+	request := "GET /" + strings.Repeat("a", 3000) + " HTTP/1.1\r\nHost: a.example\r\n" + strings.Repeat("X: "+strings.Repeat("a", 1000)+"\r\n", 13)
+	for _, bb := range []struct {
+		name string
+		b    []byte
+	}{{"one-record", records(big, 1<<14)}, {"tiny-records", records(small, 1)}, {"request", []byte(request)}, {"empty-lines", bytes.Repeat([]byte{'\n'}, Most)}} {
+		b.Run(bb.name, func(b *testing.B) {
+			b.SetBytes(int64(len(bb.b)))
+			for b.Loop() {
+				byByte(bb.b)
+			}
+		})
+	}
+}
+
+func BenchmarkStreamWhole(b *testing.B) {
+	for name, hello := range map[string][]byte{
+		"tls":  goHello(&tls.Config{ServerName: "www.example.com"}),
+		"http": []byte("GET /index.html HTTP/1.1\r\nHost: www.example.com\r\nUser-Agent: x\r\nAccept: */*\r\n\r\n"),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				var s Stream
+				s.Look(hello)
+			}
+		})
+	}
+}

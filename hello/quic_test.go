@@ -333,3 +333,31 @@ func TestQUICShuffled(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkDatagrams(b *testing.B) {
+	usual := clients(b)["quic-go-v1"][:2]
+	var worst [][]byte // frames of a byte, as far apart as may be, again and again
+	for i := range MostDatagrams {
+		var frames []byte
+		for k := 0; len(frames) < 16000; k++ { // seal has two bytes for the length
+			frames = append(frames, crypto(1+2*(k%(mostSpans-1)), []byte{0})...)
+		}
+		worst = append(worst, initial{version: v1, number: uint64(i), frames: frames, pad: 1200}.seal(b))
+	}
+	for _, bb := range []struct {
+		name string
+		in   [][]byte
+	}{{"usual", usual}, {"worst", worst}} {
+		b.Run(bb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				var d Datagrams
+				for _, x := range bb.in {
+					if _, more := d.Look(x); !more {
+						break
+					}
+				}
+			}
+		})
+	}
+}

@@ -131,13 +131,15 @@ func (f *fields) number(size int) (n int) {
 }
 
 // vector reads what has its length before it, in size bytes.
-func (f *fields) vector(size int) *fields {
-	return &fields{b: f.take(f.number(size)), bad: f.bad}
+func (f *fields) vector(size int) (v fields) {
+	v.b = f.take(f.number(size))
+	v.bad = f.bad
+	return v
 }
 
 // serverName is the one name of a ClientHello (RFC 8446 §4.1.2), or "".
 func serverName(hello []byte) string {
-	f := &fields{b: hello}
+	f := fields{b: hello}
 	version := f.number(2)
 	f.take(32) // random
 	session := f.vector(1)
