@@ -90,6 +90,7 @@ func (l *limited) Write(b []byte) (int, error) {
 // progressLine is what stream prints while it runs.
 type progressLine struct {
 	Bytes int64 `json:"bytes"`
+	At    int64 `json:"at"` // by the guest's clock, in nanoseconds since 1970: lines come late
 }
 
 func stream(ctx context.Context, args []string) error {
@@ -129,7 +130,7 @@ func stream(ctx context.Context, args []string) error {
 			case err := <-done:
 				return err
 			case <-tick.C:
-				if err := say(progressLine{bytes.Load()}); err != nil {
+				if err := say(progressLine{bytes.Load(), time.Now().UnixNano()}); err != nil {
 					return err
 				}
 			}
