@@ -117,7 +117,7 @@ func (d *Default) Judge(q Query) Verdict {
 		return Verdict{Reject: r != ReasonMartian, Reason: r}
 	}
 	// An address that carries an IPv4 address in it must not lead where that one does not.
-	if v4, ok := embedded(dst); ok {
+	if v4, ok := Embedded(dst); ok {
 		if r := d.closed(v4); r != ReasonNone {
 			return Verdict{Reject: r != ReasonMartian, Reason: r}
 		}
@@ -150,8 +150,8 @@ func (d *Default) closed(a netip.Addr) Reason {
 	return ReasonNone
 }
 
-// embedded returns the IPv4 address inside a 6to4 (RFC 3056) or NAT64 (RFC 6052, RFC 8215) address.
-func embedded(a netip.Addr) (netip.Addr, bool) {
+// Embedded returns the IPv4 address inside a 6to4 (RFC 3056) or NAT64 (RFC 6052, RFC 8215) address.
+func Embedded(a netip.Addr) (netip.Addr, bool) {
 	if !a.Is6() {
 		return netip.Addr{}, false
 	}
