@@ -47,5 +47,6 @@
 //	tls.go      ClientHello, over records
 //	http.go     request line and fields
 //	quic.go     Initial packets
+//	begins.go   which datagrams begin another connection
 //	name.go     what is a name
 package hello

@@ -211,15 +211,14 @@ func expandLabel(secret []byte, label string, n int) []byte {
 	return out
 }
 
-// open takes the protection off a packet (RFC 9001 §5.4.1) and reads its frames; false if a server would not, or could
-// read something else in it.
-func (s *initialStream) open(p longPacket) bool {
+// unseal takes the protection off a packet (RFC 9001 §5.4.1); false if it was not made with these keys.
+func (s *initialStream) unseal(p longPacket) (first byte, number uint64, payload []byte, ok bool) {
 	if len(p.whole) < p.number+4+sampleLen {
-		return false
+		return 0, 0, nil, false
 	}
 	var mask [aes.BlockSize]byte
 	s.hp.Encrypt(mask[:], p.whole[p.number+4:][:sampleLen])
-	first := p.whole[0] ^ mask[0]&0x0f
+	first = p.whole[0] ^ mask[0]&0x0f
 	n := int(first&3) + 1
 	head := bytes.Clone(p.whole[:p.number+n])
 	head[0] = first
@@ -228,14 +227,20 @@ func (s *initialStream) open(p longPacket) bool {
 		head[p.number+i] ^= mask[1+i]
 		short = short<<8 | uint64(head[p.number+i])
 	}
-	number := s.wholeNumber(short, n)
+	number = s.wholeNumber(short, n)
 	nonce := bytes.Clone(s.iv)
 	for i := range 8 {
 		nonce[len(nonce)-1-i] ^= byte(number >> (8 * i))
 	}
 	payload, err := s.aead.Open(nil, nonce, p.whole[p.number+n:], head)
+	return first, number, payload, err == nil
+}
+
+// open reads a packet's frames; false if a server would not, or could read something else in it.
+func (s *initialStream) open(p longPacket) bool {
+	first, number, payload, ok := s.unseal(p)
 	// The reserved bits must be 0 (RFC 9000 §17.2), and a server takes the first of two packets of a number only.
-	if err != nil || first&0x0c != 0 || len(payload) == 0 || slices.Contains(s.numbers, number) {
+	if !ok || first&0x0c != 0 || len(payload) == 0 || slices.Contains(s.numbers, number) {
 		return false
 	}
 	s.numbers = append(s.numbers, number)
