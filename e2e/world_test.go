@@ -15,6 +15,8 @@ import (
 //
 //	www.example   A AAAA TXT MX SRV CAA HTTPS
 //	big.example   TXT of 3,000 bytes
+//	www.example.com    A AAAA, the world's; evil.example.com the same, other.example its second ones
+//	rebind.example.com A AAAA, the world's and private ones
 //	nx.example    NXDOMAIN    fail.example  SERVFAIL    mute.example  no answer
 type nameServer struct {
 	mu    sync.Mutex
@@ -26,7 +28,11 @@ var zone = map[string][]string{
 		"A 192.0.2.1", "AAAA 2001:db8::1", `TXT "one" "two"`, "MX 10 mail.example.", "SRV 1 2 80 www.example.",
 		`CAA 0 issue "ca.example"`, "HTTPS 1 . alpn=h2", "NAPTR 1 2 \"u\" \"sip\" \"!a!b!\" .",
 	},
-	"big.example.": {"TXT " + strings.Repeat(`"`+strings.Repeat("x", 200)+`" `, 15)},
+	"www.example.com.":    {"A 192.0.2.1", "AAAA 2001:db8::1"},
+	"evil.example.com.":   {"A 192.0.2.1", "AAAA 2001:db8::1"},
+	"other.example.":      {"A 198.51.100.1", "AAAA 2001:db8:1::1"},
+	"rebind.example.com.": {"A 192.0.2.1", "A 192.168.7.7", "A 127.0.0.1", "A 10.0.2.2", "AAAA 2001:db8::1", "AAAA ::1", "AAAA fd12::7"},
+	"big.example.":        {"TXT " + strings.Repeat(`"`+strings.Repeat("x", 200)+`" `, 15)},
 }
 
 func startNameServer(t *testing.T, n *netns) *nameServer {

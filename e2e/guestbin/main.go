@@ -11,6 +11,7 @@
 //	guest listen [flags] MODE ADDR:PORT  a TCP server: echo sink source hold reset stream check
 //	guest udp [flags] ADDR:PORT          datagrams, and their echoes counted
 //	guest udp-echo ADDR:PORT             a UDP echo server
+//	guest hello [flags] ADDR:PORT        a conversation whose first bytes say whom it is for
 //	guest dns [flags] NAME [TYPE]        one DNS query of any type
 //	guest dhcp6 [flags] IFACE            a DHCPv6 exchange
 //	guest ra [flags] IFACE               a router solicitation and what came back
@@ -40,6 +41,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"listen":   listen,
 	"udp":      udp,
 	"udp-echo": udpEcho,
+	"hello":    greet,
 	"dns":      query,
 	"dhcp6":    dhcp6,
 	"ra":       solicitRouter,
