@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -43,6 +45,7 @@ type resolvers struct {
 	tcp      bool // options use-vc
 	from     string
 	why      string // when there is no server
+	unread   bool   // for want of a descriptor
 }
 
 func (r *resolvers) equal(o *resolvers) bool {
@@ -123,6 +126,8 @@ func readResolvConf(path string, self []netip.Addr) *resolvers {
 		return io.ReadAll(io.LimitReader(f, maxResolvConf))
 	}()
 	r := &resolvers{why: fmt.Sprint(err)}
+	// Nothing is known of a file for which there was no descriptor left.
+	r.unread = errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 	if err == nil {
 		r = parseResolvConf(string(text), self)
 		if r.why != "" {
@@ -202,6 +207,10 @@ func (w *watcher) run(stop <-chan struct{}, last *resolvers) {
 		}
 		names = w.watch()
 		now := readResolvConf(w.path, w.self)
+		if now.unread && len(last.servers) > 0 {
+			quiet.Reset(w.believe)
+			continue
+		}
 		if len(now.servers) == 0 && len(last.servers) > 0 {
 			if emptySince.IsZero() {
 				emptySince = time.Now()

@@ -147,7 +147,7 @@ var drops = []Drop{DropShort, DropResponse, DropGuestFull, DropFull, DropConnGue
 type Status struct {
 	Resolvers []netip.AddrPort `json:"resolvers"`         // in force now
 	From      string           `json:"from"`              // the file, or "fixed"
-	Problem   string           `json:"problem,omitempty"` // why there are none
+	Problem   string           `json:"problem,omitempty"` // why there are none, or that the last question got no answer
 	Search    []string         `json:"search,omitempty"`  // of the host, for whoever wants to tell guests
 
 	Queries   uint64          `json:"queries"`   // messages from guests
@@ -194,7 +194,8 @@ type Server struct {
 	conns   map[net.Conn]bool
 	lastErr error
 	lastAt  time.Time
-	failing bool
+	failing bool // as logged
+	silent  bool // as it is
 	logged  time.Time
 }
 
@@ -310,6 +311,9 @@ func zoneName(name string) (string, error) {
 // use puts resolvers in force.
 func (s *Server) use(r *resolvers) {
 	s.resolvers.Store(r)
+	s.mu.Lock()
+	s.silent = false // these have not been asked yet
+	s.mu.Unlock()
 	if len(r.servers) == 0 {
 		s.log.Warn("dns: the host has no resolver: guests get SERVFAIL for all but local names", "why", r.why)
 	} else {
@@ -381,6 +385,9 @@ func (s *Server) Status() Status {
 	st.InFlight, st.Conns = s.waiting.all, s.open.all
 	if s.lastErr != nil {
 		st.LastError, st.LastErrorAt = s.lastErr.Error(), s.lastAt
+		if s.silent && st.Problem == "" && len(st.Resolvers) > 0 {
+			st.Problem = "the host's resolvers do not answer: " + st.LastError
+		}
 	}
 	return st
 }
@@ -690,7 +697,7 @@ func (s *Server) health(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
-	if err != nil {
+	if s.silent = err != nil; s.silent {
 		s.lastErr, s.lastAt = err, now
 	}
 	if (err != nil) == s.failing || !s.logged.IsZero() && now.Sub(s.logged) < logEvery {
