@@ -68,7 +68,7 @@ var rooms = []room{
 		"the far end of a wire, for programs: it sees a network as a guest does, and may come from another machine"},
 	{"backend/backendtest", []string{"backend/link", "backend/egress", "backend/guest", "backend/sockets", gvisor}, []string{"backend", "qemu"},
 		"a guest as tests want it: it sees a network as a guest does, by its wire, and never the backend behind it"},
-	{"backend/control", []string{"backend", "flows", "portforward", "backend/link"}, []string{"backend/backendtest"},
+	{"backend/control", []string{"backend", "guestlog", "flows", "portforward", "backend/link"}, []string{"backend/backendtest"},
 		"the only place that knows HTTP; what it shows it asks the backend for, so the stack can change under it"},
 	{"cmd/vmnetd", []string{"backend", "backend/control", "guestlog", "backend/link", "backend/egress", "flows", "dhcp", "dns", "portforward", "qemu", "vfkit", "netns", "cage"},
 		[]string{"backend/backendtest"},

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vmnetd/vmnetd/backend"
+	"github.com/vmnetd/vmnetd/guestlog"
 )
 
 const (
@@ -71,7 +72,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(s.log().Handler(), slog.LevelWarn), // a handler that panics, above all
+		ErrorLog:          slog.NewLogLogger(guestlog.New(s.log().Handler()), slog.LevelWarn), // a handler that panics, above all; no descriptors
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, peerKey{}, peerOf(c))
