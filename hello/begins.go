@@ -12,7 +12,7 @@ func Begins(b []byte) (id []byte, begins bool) {
 			return nil, false
 		case p.version == nil || n == mostPackets:
 			return p.to, true
-		case p.kind == p.version.initial && len(p.to) >= leastID:
+		case p.isFirst():
 			if _, _, _, ok := newInitialStream(p.version, p.to).unseal(p); ok {
 				return p.to, true
 			}

@@ -13,7 +13,10 @@
 //	}
 //
 //	var d hello.Datagrams // of one UDP conversation
-//	h, more := d.Look(datagram)
+//	if d.Again(datagram) { // the first ones, and what begins another connection
+//		h, more := d.Look(datagram)
+//		…
+//	}
 //
 // # What is read
 //
@@ -35,11 +38,13 @@
 //
 // # What it does not do
 //
-// It sees the first message only. Later requests of an HTTP connection can name others, and so can further QUIC
-// connections from the same port if Datagrams are not asked about them. Inside TLS, nothing is seen: a server
-// that serves many names may be asked for another one there (domain fronting), and of Encrypted Client Hello (RFC 9849)
-// the outer name is what is seen, the public one of whoever runs the server. Browsers send a dummy of that extension at
-// all times (GREASE), so its presence tells nothing. DTLS is not read.
+// It sees the first message only. Later requests of an HTTP connection can name others, as can the second ClientHello
+// that a server may ask for (RFC 8446 §4.1.4; it must be for the same name, and few servers check). Inside TLS, nothing
+// is seen: a server that serves many names may be asked for another one there (domain fronting), and of Encrypted
+// Client Hello (RFC 9849) the outer name is what is seen, the public one of whoever runs the server. Browsers send a
+// dummy of that extension at all times (GREASE), so its presence tells nothing. A client that waits for the server to
+// speak first (SMTP's and IMAP's STARTTLS) has said nothing yet, and what it says first is of no protocol read here. A
+// QUIC connection whose beginning was not seen (its port's mapping ran out meanwhile) is HelloNone. DTLS is not read.
 //
 // # Files
 //

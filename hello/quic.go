@@ -23,7 +23,10 @@ const (
 	// mostPackets is how many packets of a datagram are looked at. Clients put an Initial, a 0-RTT and at most a
 	// Handshake packet in one.
 	mostPackets = 4
-	// mostID is a connection ID's greatest length, leastID the least of a client's first (RFC 9000 §7.2, §17.2).
+	// mostKnown is how many connections between two ports are remembered. Clients have one, and another when the first
+	// is given up.
+	mostKnown = 4
+	// mostID is a connection ID's greatest length, leastID the least of one that a client chose (RFC 9000 §7.2, §17.2).
 	mostID, leastID = 20, 8
 	// mostSpans is in how many pieces, with gaps between them, a ClientHello may be held: Chrome cuts its own into some
 	// ten and shuffles them.
@@ -54,17 +57,18 @@ var quicVersions = map[uint32]*quicVersion{
 
 var quicUnnamed = flows.Hello{How: flows.HelloQUIC}
 
-// Datagrams looks at the first datagrams of a conversation over UDP. The zero Datagrams is ready. It is for one
-// goroutine at a time. It holds up to 16 KiB until it knows, and nothing after.
+// Datagrams looks at the datagrams of a conversation over UDP. The zero Datagrams is ready. It is for one goroutine at
+// a time. It holds up to 16 KiB until it knows, and up to as much of the connections that it knows.
 type Datagrams struct {
 	said  bool
 	h     flows.Hello
 	seen  int
 	hello *initialStream
+	known []*initialStream // whose hello was read whole, the latest last
 }
 
 // Look takes the next datagram. more says that it takes another one to know; it never is for the one that makes
-// MostDatagrams. Once more is false nothing is looked at any more. b is not kept or changed.
+// MostDatagrams. Once more is false it says the same at once, until Again was true. b is not kept or changed.
 //
 // A first datagram that is not QUIC's (RFC 9000 §17.2: a long header, its fixed bit set, a version and connection IDs
 // that could be) is HelloNone. One of a version that is not read (a draft, Google's own, one made up to see whether the
@@ -78,17 +82,69 @@ func (d *Datagrams) Look(b []byte) (h flows.Hello, more bool) {
 	if more && d.seen < MostDatagrams {
 		return flows.Hello{}, true
 	}
+	if d.hello != nil && d.hello.whole {
+		d.remember(d.hello)
+	}
 	d.said, d.h, d.hello = true, h, nil
 	return h, false
 }
 
-func (d *Datagrams) look(b []byte) (flows.Hello, bool) {
+// Again says, once Look knows, whether a datagram has to be looked at all the same, since it begins a QUIC connection
+// as a server sees it: another one from the same port, or the same again with something else in its hello. Look then
+// takes it as the first. For all but the few datagrams of a handshake it looks at one byte.
+func (d *Datagrams) Again(b []byte) bool {
+	if !d.said {
+		return true
+	}
+	if !d.begins(b) {
+		return false
+	}
+	d.said, d.h, d.seen = false, flows.Hello{}, 0
+	return true
+}
+
+func (d *Datagrams) begins(b []byte) bool {
+	for n := 0; ; n++ {
+		p, ok := parseLong(b)
+		switch {
+		case !ok:
+			return false
+		case p.version == nil || n == mostPackets:
+			return true // what is not read could begin one
+		case p.isFirst():
+			// Of a connection that goes on, the packets go to an ID that the server chose and that opens none of them.
+			i := slices.IndexFunc(d.known, func(s *initialStream) bool { return s.version == p.version && bytes.Equal(s.id, p.to) })
+			if i < 0 {
+				if _, _, _, ok := newInitialStream(p.version, p.to).unseal(p); ok {
+					return true
+				}
+			} else if !d.known[i].repeats(p) {
+				return true
+			}
+		}
+		b = p.rest
+	}
+}
+
+// remember keeps what says whether a connection's hello is repeated.
+func (d *Datagrams) remember(s *initialStream) {
+	d.known = append(d.known, s)
+	held := 0
+	for i := len(d.known) - 1; i >= 0; i-- {
+		if held += len(d.known[i].data); held > messageHead+mostHello || i < len(d.known)-mostKnown {
+			d.known = slices.Delete(d.known, 0, i+1)
+			return
+		}
+	}
+}
+
+func (d *Datagrams) look(b []byte) (h flows.Hello, more bool) {
 	p, ok := parseLong(b)
 	if d.hello == nil {
 		switch {
 		case !ok:
 			return flows.Hello{}, false
-		case p.version == nil || p.kind != p.version.initial || len(p.to) < leastID:
+		case p.version == nil || !p.isFirst():
 			return quicUnnamed, false
 		}
 		d.hello = newInitialStream(p.version, p.to)
@@ -104,17 +160,25 @@ func (d *Datagrams) look(b []byte) (flows.Hello, bool) {
 				return quicUnnamed, false
 			}
 			if name, ok := d.hello.name(); ok {
-				return flows.Hello{How: flows.HelloQUIC, Name: name}, false
+				d.hello.whole = true
+				h = flows.Hello{How: flows.HelloQUIC, Name: name}
 			}
 		case p.kind == 3-3*p.version.initial: // Retry (3, or 0 in version 2), which only servers send
 			return quicUnnamed, false
 		}
-		rest := p.rest
-		if p, ok = parseLong(rest); !ok || p.version != d.hello.version || !bytes.Equal(p.to, d.hello.id) {
-			break // padding after the packets, a short header, or what a server would leave aside (RFC 9000 §12.2)
+		if p, ok = parseLong(p.rest); !ok {
+			// Padding after the packets, or a short header.
+			if d.hello.whole {
+				return h, false
+			}
+			return quicUnnamed, true
+		}
+		if p.version != d.hello.version || !bytes.Equal(p.to, d.hello.id) {
+			break // a server should leave it aside (RFC 9000 §12.2)
 		}
 	}
-	return quicUnnamed, true
+	d.hello.whole = false
+	return quicUnnamed, false
 }
 
 // longPacket is a packet with a long header (RFC 9000 §17.2), its protection in place.
@@ -122,9 +186,15 @@ type longPacket struct {
 	version *quicVersion // nil: one that is not read
 	kind    byte
 	to      []byte
+	token   bool   // there is one
 	whole   []byte // header and payload
 	number  int    // where in whole the packet number is
 	rest    []byte // of the datagram
+}
+
+// isFirst says whether a packet may begin a connection: the client chose the ID, or a server did in a Retry.
+func (p *longPacket) isFirst() bool {
+	return p.kind == p.version.initial && (len(p.to) >= leastID || p.token)
 }
 
 // parseLong reads a packet's header. Of versions that are not read it has no more than that they could be QUIC's.
@@ -144,6 +214,7 @@ func parseLong(b []byte) (p longPacket, ok bool) {
 	}
 	if p.kind == p.version.initial {
 		token := varint(f)
+		p.token = token > 0
 		f.take(clamp(token, len(f.b)))
 	}
 	n := varint(f)
@@ -188,6 +259,7 @@ type initialStream struct {
 	largest uint64
 	data    []byte // from the stream's start; bytes that have not come are zero
 	have    []span // sorted, neither overlapping nor touching; mostSpans at most
+	whole   bool   // the hello is there, and could be for nobody else
 }
 
 // span is [from, to).
@@ -245,7 +317,17 @@ func (s *initialStream) open(p longPacket) bool {
 	}
 	s.numbers = append(s.numbers, number)
 	s.largest = max(s.largest, number)
-	return s.frames(payload)
+	return s.frames(payload, s.put)
+}
+
+// repeats says whether a packet says of the hello what was read of it before, or nothing. One that does not open is
+// nobody's. A second hello, which a server may ask for (RFC 8446 §4.1.4), comes behind the first and is not looked at.
+func (s *initialStream) repeats(p longPacket) bool {
+	_, _, payload, ok := s.unseal(p)
+	return !ok || s.frames(payload, func(at int, part []byte) bool {
+		end := min(at+len(part), len(s.data))
+		return at >= len(s.data) || bytes.Equal(s.data[at:end], part[:end-at])
+	})
 }
 
 // wholeNumber fills in what a packet number's sender left out (RFC 9000 §A.3).
@@ -275,7 +357,8 @@ const (
 	mostACKRanges = 32 // in what a client sends before it has seen much
 )
 
-func (s *initialStream) frames(payload []byte) bool {
+// frames gives a packet's CRYPTO frames to take; false if it does not want one, or there is what comes with no hello.
+func (s *initialStream) frames(payload []byte, take func(at int, part []byte) bool) bool {
 	f := &fields{b: payload}
 	for len(f.b) > 0 {
 		switch kind := varint(f); kind {
@@ -302,7 +385,7 @@ func (s *initialStream) frames(payload []byte) bool {
 			offset := varint(f)
 			n := varint(f)
 			part := f.take(clamp(n, len(f.b)))
-			if f.bad || offset > messageHead+mostHello || !s.put(int(offset), part) {
+			if f.bad || offset > messageHead+mostHello || !take(int(offset), part) {
 				return false
 			}
 		default: // CONNECTION_CLOSE among them: nobody is said hello to
