@@ -7,8 +7,11 @@ import (
 
 // didYouMean says which of the known words was likely meant, or which there are.
 func didYouMean(word string, known []string) string {
-	best, most := "", 1+len(word)/3 // a letter in three wrong: more is another word
+	best, most := "", max(1, len(word)/3) // a letter in three wrong: more is another word
 	for _, k := range known {
+		if len(word) > len(k)+most { // and costs no time
+			continue
+		}
 		if d := distance(strings.ToLower(word), k); d <= most {
 			best, most = k, d-1
 		}
