@@ -118,6 +118,12 @@ func (n *Network) dial(ctx context.Context, proto string, dst, from netip.AddrPo
 		return nil, fmt.Errorf("conversation with %s: not admitted: %s", dst, v.Reason)
 	}
 	defer context.AfterFunc(p.ctx, cancel)()
+	if v.Pending != nil {
+		if v = p.settle(ctx, f, v); !v.Allow {
+			d.Close()
+			return nil, fmt.Errorf("conversation with %s: not admitted: %s", dst, v.Reason)
+		}
+	}
 	conn, err := d.connect(ctx)
 	if err != nil {
 		f.End(reasonOf(egress.Classify(err)))

@@ -49,17 +49,26 @@ func (p *port) icmpFromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuff
 		q.Proto = flows.ICMPv6
 	}
 	original := quote(pkt)
-	ctx, cancel := context.WithTimeout(p.ctx, pingTimeout)
+	ctx, cancel := context.WithCancel(p.ctx)
 	f, verdict := p.net.admit(p, q, func(flows.Reason) { cancel() })
 	if f == nil {
 		cancel()
-		if verdict.Reject && verdict.Reason != flows.ReasonOnLink { // nobody answers for an address that nobody has
-			p.unreachable(original, egress.Prohibited, 0)
-		}
+		p.rejectPing(original, verdict)
 		return true
 	}
-	f.SetState(flows.Open)
 	p.goes("ping", func() {
+		defer cancel()
+		if verdict.Pending != nil {
+			wait, cancel := context.WithTimeout(ctx, pingTimeout) // its sender has forgotten it by then
+			verdict = p.settle(wait, f, verdict)
+			cancel()
+			if !verdict.Allow {
+				p.rejectPing(original, verdict)
+				return
+			}
+		}
+		f.SetState(flows.Open)
+		ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 		defer cancel()
 		f.Up.Add(len(m) - echoHeader)
 		err := p.net.cfg.Egress.Ping(ctx, dst, binary.BigEndian.Uint16(m[6:]), m[echoHeader:])
@@ -88,6 +97,13 @@ func (p *port) icmpFromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuff
 		}
 	})
 	return true
+}
+
+// rejectPing answers an echo request that was not let in.
+func (p *port) rejectPing(original []byte, v flows.Verdict) {
+	if v.Reject && v.Reason != flows.ReasonOnLink { // nobody answers for an address that nobody has
+		p.unreachable(original, egress.Prohibited, 0)
+	}
 }
 
 // reasonOf is why a conversation ended that met an error of this kind.

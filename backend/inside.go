@@ -8,6 +8,7 @@ package backend
 // inside.mu, then a listener's or packetConn's own.
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -416,11 +417,14 @@ func (t *tcpSide) toProgram(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 	src, dst := ends(id)
 	c := &flowConn{}
 	d := &dial{}
+	ctx, cancel := context.WithCancel(p.ctx)
 	f, v := p.net.admit(p, flows.Query{Guest: p.id, Proto: flows.TCP, Src: src, Dst: dst}, func(flows.Reason) {
+		cancel()
 		c.end()
 		t.giveUp(id, d)
 	})
 	if f == nil {
+		cancel()
 		l.conns.free(p, 1)
 		return !t.reject(pkt, dst, v)
 	}
@@ -434,10 +438,29 @@ func (t *tcpSide) toProgram(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		f.End(flows.ReasonTimeout)
 	}
 	t.hold(id, d)
-	if !t.shake(id, d, pkt) {
-		t.release(id)
-		d.fail()
+	shake := func() {
+		if !t.shake(id, d, pkt) {
+			t.releaseIf(id, d)
+			d.fail()
+		}
 	}
+	if v.Pending == nil {
+		cancel()
+		shake()
+		return true
+	}
+	pkt = pkt.IncRef()
+	p.goes("ask", func() {
+		defer pkt.DecRef()
+		defer cancel()
+		if v := p.settle(ctx, f, v); !v.Allow {
+			t.releaseIf(id, d)
+			l.conns.free(p, 1)
+			t.refuse(pkt, id, v)
+			return
+		}
+		shake()
+	})
 	return true
 }
 
@@ -473,6 +496,10 @@ func (c *packetConn) fromGuest(p *port, src, dst netip.AddrPort, payload []byte)
 	if q == nil {
 		return
 	}
+	if q.flow.State() == flows.Dialing { // somebody is asked; its sender sends it again
+		p.drop(flows.ReasonUnanswered)
+		return
+	}
 	q.flow.Touch()
 	q.flow.Up.Add(len(payload))
 	size := itemCost + len(payload)
@@ -500,20 +527,32 @@ func (c *packetConn) peer(p *port, guest, local netip.AddrPort, ask flows.Query,
 		return nil
 	}
 	q = &insidePeer{port: p, local: local}
-	f, v := p.net.admit(p, ask, func(flows.Reason) { c.forget(guest, q) })
+	ctx, cancel := context.WithCancel(p.ctx)
+	f, v := p.net.admit(p, ask, func(flows.Reason) { cancel(); c.forget(guest, q) })
 	if f == nil {
+		cancel()
 		if ask.Dir == flows.Out {
 			p.udp.reject(ask.Src, ask.Dst, size, v)
 		}
 		return nil
 	}
-	f.SetState(flows.Open)
+	switch {
+	case v.Pending == nil:
+		f.SetState(flows.Open)
+		defer cancel()
+	case ask.Dir == flows.In: // writers do not wait
+		p.drops[flows.ReasonUnanswered].Add(1)
+		f.End(flows.ReasonUnanswered)
+		cancel()
+		return nil
+	}
 	q.flow = f
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
 	case <-c.done:
 		f.End(flows.ReasonClosed)
+		cancel()
 		return nil
 	default:
 	}
@@ -522,9 +561,21 @@ func (c *packetConn) peer(p *port, guest, local netip.AddrPort, ask flows.Query,
 	}
 	if other := c.peers[guest]; other != nil { // a reader and a writer may have opened it both
 		f.End(flows.ReasonEvicted)
+		cancel()
 		return other
 	}
 	c.peers[guest] = q
+	if v.Pending != nil {
+		p.goes("ask", func() {
+			defer cancel()
+			if v := p.settle(ctx, f, v); v.Allow {
+				f.SetState(flows.Open)
+			} else {
+				c.forget(guest, q)
+				p.udp.reject(ask.Src, ask.Dst, size, v)
+			}
+		})
+	}
 	return q
 }
 

@@ -75,9 +75,11 @@ type loop struct {
 	tx     sync.Mutex // the wire's writing side: the loop's while it flushes, else whose TryLock gets it (sendNow)
 	behind bool       // under tx: the wire has not taken all that was written before
 
-	ready   []*stream // to be moved
-	held    []*stream // not read, since the guest's queue is long
-	dialing list.List // streams that wait for the far side, oldest first
+	ready   []*stream            // to be moved
+	held    []*stream            // not read, since the guest's queue is long
+	dialing list.List            // streams that wait for the far side, oldest first
+	saying  list.List            // streams whose guest has begun to say whom it wants, likewise
+	asking  map[*stream]struct{} // about which somebody is asked
 	leaving map[*stream]struct{}
 	crumbs  []*stream   // whose far side trickles, and the guest takes nothing
 	later   *time.Timer // moves them on
@@ -125,7 +127,7 @@ func newLoop(p *port) (*loop, error) {
 	if !ok {
 		return nil, nil
 	}
-	l := &loop{p: p, link: pl, hosts: hosts, ep: -1, wakeup: -1, leaving: make(map[*stream]struct{})}
+	l := &loop{p: p, link: pl, hosts: hosts, ep: -1, wakeup: -1, asking: make(map[*stream]struct{}), leaving: make(map[*stream]struct{})}
 	l.timer = time.AfterFunc(dialTime, func() { l.post(func() {}) }) // not wake, which says nothing to a loop that is about to sleep
 	l.timer.Stop()
 	l.ackTimer = time.AfterFunc(ackDelay, func() { l.post(l.acksDue) })
@@ -603,6 +605,9 @@ func (l *loop) end() {
 			on(watchedEnds)
 		}
 	}
+	for s := range l.asking {
+		s.abort(flows.ReasonGuestGone)
+	}
 	for s := range l.leaving {
 		s.abort(flows.ReasonGuestGone)
 	}
@@ -621,15 +626,29 @@ const watchedEnds = 1 << 27
 // dialTime is how long the far side's answer is waited for: egress.Host's own bound.
 const dialTime = egress.DefaultDialTimeout
 
-// expire fails the conversations that the far side has not answered. All have the same time, so the oldest is first.
+// expire fails the conversations that the far side has not answered, and judges those whose guest began to say whom it
+// wants and went no further. All of a kind have the same time, so the oldest is first. It sets the timer for the next.
 func (l *loop) expire() {
+	next := time.Duration(-1)
 	for e := l.dialing.Front(); e != nil; e = l.dialing.Front() {
 		s := e.Value.(*stream)
-		left := dialTime - time.Since(s.began)
-		if left > 0 {
-			l.timer.Reset(left)
-			return
+		if next = dialTime - time.Since(s.began); next > 0 {
+			break
 		}
 		s.failed(fmt.Errorf("no answer in %v: %w", dialTime, os.ErrDeadlineExceeded))
+	}
+	for e := l.saying.Front(); e != nil; e = l.saying.Front() {
+		s := e.Value.(*stream)
+		if left := helloTime - time.Since(s.first.since); left > 0 {
+			if next <= 0 || left < next {
+				next = left
+			}
+			break
+		}
+		s.move()
+		s.unsay()
+	}
+	if next > 0 {
+		l.timer.Reset(next)
 	}
 }

@@ -45,6 +45,7 @@ type Network struct {
 	pingSaid  [2]sync.Once // by family
 	warned    warnings
 	events    *Events
+	policyMu  sync.Mutex // held while SetPolicy works
 
 	ctx  context.Context // ends with Close
 	stop context.CancelFunc
@@ -70,11 +71,7 @@ func New(c Config) (*Network, error) {
 	n.events = newEvents(c.Name)
 	policy := c.Policy
 	if policy == nil {
-		policy = &flows.Default{
-			Gateways:       []netip.Addr{c.Gateway4, c.Gateway6, n.linkLocal},
-			Local:          []netip.Prefix{c.Prefix4, c.Prefix6},
-			NoHostLoopback: c.NoHostLoopback, OpenLinkLocal: c.OpenLinkLocal,
-		}
+		policy = c.defaultPolicy(n.linkLocal)
 	}
 	n.flows = flows.NewTable(c.Limits, closedDoors{policy, n, c.Policy == nil})
 	if err := n.startServices(); err != nil {

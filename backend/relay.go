@@ -12,10 +12,14 @@ import (
 )
 
 // relay runs until both directions are over, closes both sides and says how it ended.
-func relay(guest *tcpConn, far net.Conn, f *flows.Flow) flows.Reason {
+func (p *port) relay(guest *tcpConn, far net.Conn, f *flows.Flow) flows.Reason {
 	c := &flowConn{}
 	c.start(guest, f)
-	if _, _, err := portforward.Relay(c, far); err != nil {
+	var from net.Conn = c
+	if f.Verdict().Inspect != nil {
+		from = &heldConn{c, p, &firstBytes{}}
+	}
+	if _, _, err := portforward.Relay(from, far); err != nil {
 		return flows.ReasonReset
 	}
 	return flows.ReasonClosed

@@ -6,6 +6,7 @@ package backend
 
 import (
 	"container/list"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -35,7 +36,8 @@ const maxPieces = 512
 type streamState int
 
 const (
-	streamDialing streamState = iota // the far side has not answered
+	streamAsking  streamState = iota // somebody is asked whether it may be
+	streamDialing                    // the far side has not answered
 	streamShaking                    // it has; the guest's handshake is going on
 	streamOpen
 	streamLeaving // both sides have ended; the guest has not taken everything yet
@@ -58,7 +60,8 @@ type stream struct {
 	id   stack.TransportEndpointID
 	syn  *stack.PacketBuffer
 	dial *dial
-	elem *list.Element
+	elem *list.Element      // in the loop's dialing or saying
+	stop context.CancelFunc // of the asking
 
 	fd      int
 	index   int32 // in the loop's watched
@@ -72,6 +75,8 @@ type stream struct {
 	rings bool // entry is registered
 	mem   *held
 
+	first *firstBytes // of the guest, held until they are judged and written; else nil
+
 	upDone, downDone bool
 	toGuest, toHost  *atomic.Int64 // a port forward's own counters, or nil
 	over             func(error)   // told how a port forward's stream ended, or nil
@@ -83,28 +88,57 @@ type stream struct {
 // openStream begins a conversation whose SYN was let in. It takes a reference on pkt. It runs on the loop.
 func (l *loop) openStream(id stack.TransportEndpointID, pkt *stack.PacketBuffer, q flows.Query) (*flows.Flow, flows.Verdict) {
 	p, n := l.p, l.p.net
-	s := &stream{l: l, id: id, fd: -1, index: -1, began: time.Now()}
+	s := &stream{l: l, id: id, fd: -1, index: -1}
 	f, v := n.admit(p, q, func(r flows.Reason) { l.post(func() { s.abort(r) }) })
 	if f == nil {
 		return nil, v
 	}
 	s.flow = f
 	s.syn = pkt.IncRef()
-	to := n.translate(q.Dst)
+	s.dial = &dial{accept: s.accepted, fail: func() { l.post(func() { s.abort(flows.ReasonTimeout) }) }}
+	p.tcp.hold(id, s.dial)
+	if v.Pending == nil {
+		s.connect()
+		return f, v
+	}
+	var ctx context.Context
+	ctx, s.stop = context.WithCancel(p.ctx)
+	l.asking[s] = struct{}{}
+	p.goes("ask", func() {
+		v := p.settle(ctx, f, v)
+		l.post(func() { s.answered(v) })
+	})
+	return f, v
+}
+
+// answered lets a conversation go on about which somebody was asked, or refuses it.
+func (s *stream) answered(v flows.Verdict) {
+	if s.state != streamAsking {
+		return
+	}
+	delete(s.l.asking, s)
+	if v.Allow {
+		s.connect()
+		return
+	}
+	s.l.p.tcp.release(s.id) // before the guest hears of it: it may come again at once
+	s.l.p.tcp.refuse(s.syn, s.id, v)
+	s.abort(v.Reason)
+}
+
+// connect goes to the far side.
+func (s *stream) connect() {
+	l := s.l
+	s.state, s.began = streamDialing, time.Now()
+	to := l.p.net.translate(s.flow.Dst)
 	fd, err := l.hosts.Connect(egress.TCPNetwork(to.Addr()), to)
 	if err == nil {
 		err = s.watch(fd)
 	}
-	s.dial = &dial{accept: s.accepted, fail: func() { l.post(func() { s.abort(flows.ReasonTimeout) }) }}
-	p.tcp.hold(id, s.dial)
-	s.elem = l.dialing.PushBack(s)
-	if l.dialing.Len() == 1 {
-		l.timer.Reset(dialTime)
-	}
+	s.elem = l.dialing.PushBack(s) // expire sets the timer, in this turn
 	if err != nil {
 		s.failed(err)
 	}
-	return f, v
 }
 
 // carry moves the bytes of a conversation that the host opened: guest is its end in the stack, fd the host's socket,
@@ -219,6 +253,9 @@ func (s *stream) start() {
 	}
 	s.state = streamOpen
 	s.flow.SetState(flows.Open)
+	if s.dial != nil && s.flow.Verdict().Inspect != nil { // nil: the host opened it
+		s.first = &firstBytes{}
+	}
 	s.entry = waiter.NewFunctionEntry(waiter.EventIn|waiter.EventOut|waiter.EventErr|waiter.EventHUp|waiter.EventRdHUp, s.ring)
 	s.wq.EventRegister(&s.entry)
 	s.rings = true
@@ -309,6 +346,11 @@ func (s *stream) cutOff() bool {
 
 // moveUp carries bytes from the guest. It reports whether there may be more at once.
 func (s *stream) moveUp() (more bool, err error) {
+	if s.first != nil {
+		if err := s.moveFirst(); err != nil || s.first != nil {
+			return false, err
+		}
+	}
 	for moved := 0; moved < turnBytes; {
 		if !s.out {
 			return false, nil
@@ -352,6 +394,85 @@ func (s *stream) moveUp() (more bool, err error) {
 		}
 	}
 	return true, nil
+}
+
+// moveFirst takes the guest's first bytes until they can be judged, and then lets go of them: first is nil once the host
+// socket has them.
+func (s *stream) moveFirst() error {
+	x := s.first
+	for !x.judged {
+		w := into{x.room(), 0}
+		_, terr := s.ep.Read(&w, tcpip.ReadOptions{})
+		over := false
+		switch terr.(type) {
+		case nil, *tcpip.ErrWouldBlock:
+			over = len(x.b) > 0 && time.Since(x.since) >= helloTime
+		case *tcpip.ErrClosedForReceive:
+			over = true
+		default:
+			return stackError{terr}
+		}
+		if x.took(w.n) {
+			s.elem = s.l.saying.PushBack(s)
+		}
+		h, more := x.says(over)
+		if more {
+			if w.n > 0 {
+				continue
+			}
+			return nil
+		}
+		s.unsay()
+		if !s.l.p.heard(s.flow, h) {
+			s.abort(flows.ReasonHello)
+			return errRefused
+		}
+		x.judged = true
+	}
+	for len(x.b) > 0 {
+		if !s.out {
+			return nil
+		}
+		n, err := unix.Write(s.fd, x.b)
+		switch err {
+		case nil:
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			s.out = false
+			return nil
+		default:
+			return err
+		}
+		s.flow.Up.Add(n)
+		s.flow.Touch()
+		x.b = x.b[n:]
+	}
+	s.first = nil
+	return nil
+}
+
+// unsay stops waiting for the rest of the first bytes.
+func (s *stream) unsay() {
+	if s.first != nil && s.elem != nil {
+		s.l.saying.Remove(s.elem)
+		s.elem = nil
+	}
+}
+
+// into takes bytes off the endpoint, as many as there is room for.
+type into struct {
+	b []byte
+	n int
+}
+
+func (w *into) Write(b []byte) (int, error) {
+	n := copy(w.b[w.n:], b)
+	w.n += n
+	if n < len(b) {
+		return n, errEnough
+	}
+	return n, nil
 }
 
 // moveDown carries bytes to the guest. It reports whether there may be more at once.
@@ -467,10 +588,13 @@ func (s *stream) abort(r flows.Reason) {
 	}
 	was := s.state
 	s.state = streamClosed
-	if s.fd >= 0 && was != streamDialing {
+	if s.fd >= 0 && was > streamDialing {
 		unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}
 	switch was {
+	case streamAsking:
+		delete(s.l.asking, s)
+		s.l.p.tcp.release(s.id)
 	case streamDialing:
 		s.undial()
 		s.l.p.tcp.release(s.id)
@@ -480,6 +604,9 @@ func (s *stream) abort(r flows.Reason) {
 		}
 	}
 	s.dropSYN()
+	if s.stop != nil {
+		s.stop()
+	}
 	s.unhook()
 	if was == streamOpen || was == streamLeaving {
 		s.ep.Abort()
@@ -506,6 +633,8 @@ func (s *stream) dropHost() {
 // unhook lets go of the host socket and of the endpoint's events.
 func (s *stream) unhook() {
 	s.dropHost()
+	s.unsay()
+	s.first = nil
 	delete(s.l.leaving, s)
 	if s.rings {
 		s.wq.EventUnregister(&s.entry)

@@ -94,6 +94,14 @@ func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 	pkt = pkt.IncRef()
 	p.goes("dial", func() {
 		defer pkt.DecRef()
+		if v.Pending != nil {
+			if v = p.settle(ctx, f, v); !v.Allow {
+				t.release(id)
+				cancel()
+				t.refuse(pkt, id, v)
+				return
+			}
+		}
 		host, err := n.cfg.Egress.DialContext(ctx, egress.TCPNetwork(dst.Addr()), n.translate(dst))
 		if err != nil {
 			t.release(id)
@@ -110,7 +118,7 @@ func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 			stop := context.AfterFunc(ctx, func() { abort(guest); abort(host) })
 			defer stop()
 			f.SetState(flows.Open)
-			f.End(relay(guest, host, f))
+			f.End(p.relay(guest, host, f))
 		}
 		d.fail = func() {
 			cancel()
@@ -175,6 +183,16 @@ func (t *tcpSide) release(id stack.TransportEndpointID) *dial {
 		t.dns--
 	}
 	return d
+}
+
+// releaseIf is release where the dial may have been given up, and the guest may have begun another.
+func (t *tcpSide) releaseIf(id stack.TransportEndpointID, d *dial) {
+	t.mu.Lock()
+	is := t.pending[id] == d
+	t.mu.Unlock()
+	if is {
+		t.release(id)
+	}
 }
 
 // shake has the stack complete the handshake for d, and ends in accept or fail. False: it will not.
@@ -319,19 +337,22 @@ func (t *tcpSide) toDNS(id stack.TransportEndpointID, pkt *stack.PacketBuffer) b
 
 // reject answers a SYN that was not let in, and reports whether the stack is to send a reset.
 func (t *tcpSide) reject(pkt *stack.PacketBuffer, dst netip.AddrPort, v flows.Verdict) bool {
-	switch {
-	case !v.Reject:
+	if !v.Reject {
 		return false
-	case v.Reason == flows.ReasonOnLink && t.port.net.isOurs(dst.Addr()), v.Reason == flows.ReasonHostLoopback:
-		return true
-	case v.Reason == flows.ReasonOnLink:
-		t.port.unreachable(quote(pkt), egress.HostUnreachable, 0)
-	case v.Reason == flows.ReasonFlowLimit:
-		return true
-	default:
-		t.port.unreachable(quote(pkt), egress.Prohibited, 0)
 	}
+	k := t.port.net.rejection(dst.Addr(), v)
+	if v.Reset || v.Reason == flows.ReasonFlowLimit || k == egress.PortUnreachable {
+		return true
+	}
+	t.port.unreachable(quote(pkt), k, 0)
 	return false
+}
+
+// refuse answers a SYN that was held and is not let in.
+func (t *tcpSide) refuse(pkt *stack.PacketBuffer, id stack.TransportEndpointID, v flows.Verdict) {
+	if _, dst := ends(id); t.reject(pkt, dst, v) {
+		t.reset(pkt, id)
+	}
 }
 
 // answer tells the guest how the dial ended. Where nothing came back in time, nothing is said: its own timer runs.

@@ -38,8 +38,6 @@ const (
 	// udpSweep is how often idle mappings are looked for, so a mapping may live that much longer.
 	udpSweep = 5 * time.Second
 
-	// peersKept is how many of a mapping's peers are remembered as judged. Beyond it all are judged again.
-	peersKept = 1024
 	// udpBacklog is how many datagrams wait for the reader of a conversation that the host opened.
 	udpBacklog = 64
 )
@@ -47,6 +45,7 @@ const (
 type udpSide struct {
 	port    *port
 	scratch []byte // the reader's, for a datagram that lies in pieces
+	holds   holds
 
 	mu       sync.Mutex
 	closed   bool
@@ -65,8 +64,13 @@ type mapping struct {
 	poll polledUDP   // on the loop
 	only atomic.Bool // only resolvers were talked to
 
+	// Whom it talks to (peer.go):
 	mu     sync.Mutex
-	judged map[netip.AddrPort]flows.Verdict
+	peers  map[netip.AddrPort]*peer
+	plain  *peer                       // all that nothing more is known of than that they are allowed
+	shut   map[netip.AddrPort]struct{} // which a new policy has ended conversations with
+	shuts  atomic.Bool                 // there are such
+	saying atomic.Bool                 // there may be peers that are not known to have said whom they name
 }
 
 func (u *udpSide) init(p *port) {
@@ -148,24 +152,21 @@ func (u *udpSide) take(src, dst netip.AddrPort, h header.UDP, payload []byte) {
 			u.reject(src, dst, len(payload), verdict)
 			return
 		}
-	} else if verdict := m.judge(dst); !verdict.Allow {
-		u.reject(src, dst, len(payload), verdict)
-		return
 	}
-	m.send(dst, payload)
+	m.take(dst, payload)
 }
 
 // open makes the mapping of src.
 func (u *udpSide) open(src, dst netip.AddrPort) (*mapping, flows.Verdict) {
 	p, n := u.port, u.port.net
-	m := &mapping{port: p, src: src, judged: map[netip.AddrPort]flows.Verdict{}}
+	m := &mapping{port: p, src: src, peers: map[netip.AddrPort]*peer{}, shut: map[netip.AddrPort]struct{}{}}
 	m.only.Store(true)
+	gen := n.flows.PolicyGen()
 	f, v := n.admit(p, flows.Query{Guest: p.id, Proto: flows.UDP, Src: src, Dst: dst}, func(flows.Reason) { u.end(m) })
 	if f == nil {
 		return nil, v
 	}
 	m.flow = f
-	m.judged[dst] = v
 	conn, err := n.cfg.Egress.ListenPacket(p.ctx, egress.UDPNetwork(dst.Addr()), netip.AddrPort{})
 	if err != nil {
 		f.End(reasonOf(egress.Classify(err)))
@@ -184,9 +185,17 @@ func (u *udpSide) open(src, dst netip.AddrPort) (*mapping, flows.Verdict) {
 	m.conn = conn // only now may end close it
 	u.mappings[src] = m
 	u.mu.Unlock()
-	f.SetState(flows.Open)
+	if v.Pending == nil {
+		f.SetState(flows.Open)
+	}
 	if !polled {
 		p.goes("udp", m.receive)
+	}
+	if m.judged(dst, nil, gen, v) == nil {
+		p.drops[flows.ReasonRateLimit].Add(1)
+		f.End(flows.ReasonRateLimit)
+		u.end(m)
+		return nil, flows.Verdict{Reason: flows.ReasonRateLimit}
 	}
 	return m, v
 }
@@ -199,6 +208,9 @@ func (u *udpSide) end(m *mapping) {
 	}
 	conn := m.conn
 	u.mu.Unlock()
+	m.mu.Lock()
+	m.forgetPeers()
+	m.mu.Unlock()
 	if conn != nil {
 		conn.Close()
 		m.poll.forget()
@@ -208,7 +220,7 @@ func (u *udpSide) end(m *mapping) {
 // sweep ends what was idle for too long.
 func (u *udpSide) sweep() {
 	u.mu.Lock()
-	var idle []*mapping
+	var idle, all []*mapping
 	for _, m := range u.mappings {
 		limit := udpIdle
 		if m.only.Load() {
@@ -217,8 +229,12 @@ func (u *udpSide) sweep() {
 		if m.flow.Idle() > limit {
 			idle = append(idle, m)
 		}
+		all = append(all, m)
 	}
 	u.mu.Unlock()
+	for _, m := range all {
+		m.expire()
+	}
 	for _, m := range idle {
 		m.flow.End(flows.ReasonIdle)
 		u.end(m)
@@ -249,36 +265,7 @@ func (u *udpSide) reject(src, dst netip.AddrPort, n int, v flows.Verdict) {
 	if !v.Reject {
 		return
 	}
-	k := egress.Prohibited
-	switch {
-	case v.Reason == flows.ReasonHostLoopback, v.Reason == flows.ReasonOnLink && u.port.net.isOurs(dst.Addr()):
-		k = egress.PortUnreachable
-	case v.Reason == flows.ReasonOnLink:
-		k = egress.HostUnreachable
-	}
-	u.port.unreachable(quoteUDP(src, dst, n), k, 0)
-}
-
-// judge says whether the guest may talk to dst from here. A peer is judged once.
-func (m *mapping) judge(dst netip.AddrPort) flows.Verdict {
-	m.mu.Lock()
-	v, ok := m.judged[dst]
-	m.mu.Unlock()
-	if ok {
-		return v
-	}
-	v = m.port.net.flows.Judge(flows.Query{Guest: m.port.id, Proto: flows.UDP, Src: m.src, Dst: dst})
-	if !v.Allow {
-		m.port.drop(v.Reason)
-		return v
-	}
-	m.mu.Lock()
-	if len(m.judged) >= peersKept {
-		clear(m.judged)
-	}
-	m.judged[dst] = v
-	m.mu.Unlock()
-	return v
+	u.port.unreachable(quoteUDP(src, dst, n), u.port.net.rejection(dst.Addr(), v), 0)
 }
 
 func (m *mapping) send(dst netip.AddrPort, payload []byte) {
@@ -340,10 +327,11 @@ func (m *mapping) received(b []byte, from netip.AddrPort, err error) bool {
 	if err != nil {
 		return false
 	}
-	if (!from.Addr().IsLoopback() || !n.cfg.NoHostLoopback) && n.inRoutes(n.untranslate(from).Addr()) {
+	known := n.untranslate(from)
+	if (!from.Addr().IsLoopback() || !n.cfg.NoHostLoopback) && n.inRoutes(known.Addr()) && m.mayHear(known) {
 		m.flow.Touch()
 		m.flow.Down.Add(len(b))
-		p.sendUDP(n.untranslate(from), m.src, b)
+		p.sendUDP(known, m.src, b)
 	}
 	return true
 }

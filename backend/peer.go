@@ -1,0 +1,425 @@
+package backend
+
+// Station 8, whom a mapping talks to (udp.go). Each peer is judged once, by the policy that is in force at its first
+// datagram; again by another policy, at its next one. While somebody is asked, or it is not known yet whom a QUIC client
+// names, the first few datagrams are held and the rest dropped: their senders send them again.
+//
+// A mapping's peers are under its mutex. Policies are asked without it.
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/hello"
+)
+
+const (
+	// peersKept is how many of a mapping's peers are remembered as judged. Beyond it all are judged again.
+	peersKept = 1024
+	// peerHeld is how many datagrams of one peer are held: what is looked at of a QUIC conversation, at the most.
+	peerHeld = hello.MostDatagrams
+	// askHeld is the same where somebody is asked, who takes seconds: what is older is of no use by then, and clients
+	// send the first two or three at once.
+	askHeld = 4
+	// heldBytes is how much of a guest's datagrams is held for all its peers: sixty QUIC clients that each begin with
+	// three datagrams of an Ethernet's length.
+	heldBytes = 256 << 10
+	// peersAsked is about how many of a guest's peers somebody may be asked at a time: more than anybody answers. TCP
+	// has flows.Limits.Dials.
+	peersAsked = 64
+)
+
+type peerState uint8
+
+const (
+	peerOpen    peerState = iota
+	peerAsked             // somebody is asked whether it may be
+	peerSaying            // it is not known yet whom the guest names
+	peerJudging           // it is, and the policy is asked
+)
+
+type peer struct {
+	state   peerState
+	gen     uint64 // of the policy (flows.Table.PolicyGen) that judged it
+	verdict flows.Verdict
+
+	said flows.Hello // once the guest has named somebody
+	id   []byte      // of the QUIC connection that it did it in
+	at   time.Time   // and when; in peerSaying, since when
+
+	look *hello.Datagrams   // in peerSaying
+	held [][]byte           // but in peerOpen
+	stop context.CancelFunc // in peerAsked
+}
+
+// holds is how much a guest has held, and about how many peers is asked.
+type holds struct{ bytes, asked atomic.Int64 }
+
+func (m *mapping) query(dst netip.AddrPort) flows.Query {
+	return flows.Query{Guest: m.port.id, Proto: flows.UDP, Src: m.src, Dst: dst}
+}
+
+// take carries a datagram to dst, holds it, or says why not. payload is the caller's again when it returns.
+func (m *mapping) take(dst netip.AddrPort, payload []byte) {
+	gen := m.port.net.flows.PolicyGen()
+	m.mu.Lock()
+	x := m.peers[dst]
+	if x == nil || x.state == peerOpen && x.gen != gen {
+		running, said := x != nil, flows.Hello{}
+		if running {
+			said = x.said
+		}
+		m.mu.Unlock()
+		v := m.port.net.flows.Judge(m.query(dst))
+		if said.How != flows.HelloNone && v.Pending == nil {
+			if w := inspect(v, said); !w.Allow {
+				v = w
+			}
+		}
+		if !v.Allow && v.Pending == nil {
+			m.refuse(dst, x, len(payload), v)
+			return
+		}
+		if x = m.judged(dst, x, gen, v); x == nil {
+			m.port.drop(flows.ReasonRateLimit)
+			return
+		}
+		m.mu.Lock()
+		if running && x.state == peerSaying { // its first bytes have gone: only what it begins anew is looked at
+			x.state, x.look = peerOpen, nil
+		}
+	}
+	if x.state == peerOpen && x.verdict.Inspect != nil && m.beginsAnew(x, payload) {
+		x.state, x.look, x.at = peerSaying, new(hello.Datagrams), time.Now()
+	}
+	if x.state == peerOpen {
+		m.mu.Unlock()
+		m.send(dst, payload)
+		return
+	}
+	ok := m.hold(x, payload)
+	saying := ok && x.state == peerSaying
+	m.saying.Store(saying || m.saying.Load())
+	m.mu.Unlock()
+	if !ok {
+		m.port.drop(flows.ReasonQueueFull)
+	} else if saying {
+		m.look(dst, x, payload)
+	}
+}
+
+// judged remembers a peer's verdict and returns the peer. nil: about too many others is asked.
+func (m *mapping) judged(dst netip.AddrPort, was *peer, gen uint64, v flows.Verdict) *peer {
+	if v.Pending == nil && v.Inspect == nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.plain == nil || m.plain.gen != gen { // one for all that nothing more is known of
+			m.plain = &peer{gen: gen}
+		}
+		m.put(dst, m.plain)
+		return m.plain
+	}
+	x := &peer{gen: gen, verdict: v}
+	if was != nil {
+		x.said, x.id, x.at = was.said, was.id, was.at
+	}
+	if v.Pending == nil {
+		x.state, x.look, x.at = peerSaying, new(hello.Datagrams), time.Now()
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.put(dst, x)
+		return x
+	}
+	h := &m.port.udp.holds
+	if h.asked.Add(1) > peersAsked {
+		h.asked.Add(-1)
+		return nil
+	}
+	x.state = peerAsked
+	var ctx context.Context
+	ctx, x.stop = context.WithCancel(m.port.ctx)
+	m.mu.Lock()
+	m.put(dst, x)
+	m.mu.Unlock()
+	m.port.goes("ask", func() {
+		v := await(ctx, v)
+		h.asked.Add(-1)
+		m.answered(dst, x, v)
+	})
+	return x
+}
+
+// put remembers a peer. Called with m.mu held.
+func (m *mapping) put(dst netip.AddrPort, x *peer) {
+	if len(m.peers) >= peersKept {
+		for a, y := range m.peers { // those that nothing is lost of
+			if y == m.plain || y.state == peerOpen && y.verdict.Inspect == nil {
+				delete(m.peers, a)
+			}
+		}
+		if len(m.peers) >= peersKept {
+			m.forgetPeers()
+		}
+	}
+	if y := m.peers[dst]; y != nil && y != x {
+		m.release(y)
+	}
+	m.peers[dst] = x
+	delete(m.shut, dst)
+}
+
+// forgetPeers forgets all, with what is held of them. Called with m.mu held.
+func (m *mapping) forgetPeers() {
+	for _, x := range m.peers {
+		m.release(x)
+	}
+	clear(m.peers)
+}
+
+// release lets go of what is held of a peer. Called with m.mu held.
+func (m *mapping) release(x *peer) [][]byte {
+	held := x.held
+	for _, b := range held {
+		m.port.udp.holds.bytes.Add(-int64(len(b) + itemCost))
+	}
+	x.held = nil
+	if x.stop != nil {
+		x.stop()
+	}
+	return held
+}
+
+// hold keeps a datagram, if there is room. Called with m.mu held.
+func (m *mapping) hold(x *peer, payload []byte) bool {
+	most := peerHeld
+	if x.state == peerAsked {
+		most = askHeld
+	}
+	if len(x.held) >= most {
+		return false
+	}
+	size, sum := int64(len(payload)+itemCost), &m.port.udp.holds.bytes
+	if sum.Add(size) > heldBytes {
+		sum.Add(-size)
+		return false
+	}
+	x.held = append(x.held, bytes.Clone(payload))
+	return true
+}
+
+// beginsAnew says whether a datagram begins a QUIC connection that was not looked at. One that has the ID of the one that
+// was is that one's, sent again. Called with m.mu held.
+func (m *mapping) beginsAnew(x *peer, payload []byte) bool {
+	if len(payload) == 0 || payload[0]&0xc0 != 0xc0 { // RFC 9000 §17.2: no long header
+		return false
+	}
+	id, begins := hello.Begins(payload)
+	return begins && !(bytes.Equal(id, x.id) && len(id) > 0 && time.Since(x.at) < helloTime)
+}
+
+// look looks at a datagram of a peer that was held, and has the policy judge once it is known whom the guest names.
+func (m *mapping) look(dst netip.AddrPort, x *peer, payload []byte) {
+	m.mu.Lock()
+	if m.peers[dst] != x || x.state != peerSaying {
+		m.mu.Unlock()
+		return
+	}
+	if id, begins := hello.Begins(payload); begins {
+		x.id = bytes.Clone(id)
+	}
+	h, more := x.look.Look(payload)
+	if more {
+		m.mu.Unlock()
+		return
+	}
+	x.state, x.look, x.said, x.at = peerJudging, nil, h, time.Now()
+	v := x.verdict
+	m.mu.Unlock()
+
+	m.flow.SetSaid(h)
+	w := inspect(v, h)
+	if !w.Allow {
+		m.refuse(dst, x, len(payload), w)
+		return
+	}
+	m.let(dst, x)
+}
+
+// let sends what is held of a peer and all that comes after.
+func (m *mapping) let(dst netip.AddrPort, x *peer) {
+	m.mu.Lock()
+	if m.peers[dst] != x {
+		m.mu.Unlock()
+		return
+	}
+	x.state = peerOpen
+	held := m.release(x)
+	m.mu.Unlock()
+	for _, b := range held {
+		m.send(dst, b)
+	}
+}
+
+// answered goes on with a peer about which somebody was asked.
+func (m *mapping) answered(dst netip.AddrPort, x *peer, v flows.Verdict) {
+	if dst == m.flow.Dst {
+		m.flow.SetVerdict(v)
+	}
+	m.mu.Lock()
+	if m.peers[dst] != x { // it was forgotten meanwhile
+		m.mu.Unlock()
+		return
+	}
+	n := 0
+	if len(x.held) > 0 {
+		n = len(x.held[0])
+	}
+	if !v.Allow {
+		m.mu.Unlock()
+		m.refuse(dst, x, n, v)
+		return
+	}
+	x.verdict = v
+	if v.Inspect == nil {
+		m.mu.Unlock()
+		m.flow.SetState(flows.Open)
+		m.let(dst, x)
+		return
+	}
+	x.state, x.look, x.at = peerSaying, new(hello.Datagrams), time.Now()
+	held := x.held
+	m.mu.Unlock()
+	m.flow.SetState(flows.Open)
+	for _, b := range held {
+		m.look(dst, x, b)
+	}
+}
+
+// refuse drops what is held of a peer, if it is x, and says so to the guest. A mapping that has no peer left ends.
+func (m *mapping) refuse(dst netip.AddrPort, x *peer, n int, v flows.Verdict) {
+	m.mu.Lock()
+	if x != nil && m.peers[dst] != x {
+		m.mu.Unlock()
+		return
+	}
+	if x != nil {
+		m.release(x)
+		delete(m.peers, dst)
+	}
+	last := x != nil && len(m.peers) == 0
+	m.mu.Unlock()
+	if last && m.flow.State() != flows.Closed {
+		m.port.drops[v.Reason].Add(1)
+		m.flow.End(v.Reason)
+		m.port.udp.end(m)
+	} else {
+		m.port.drop(v.Reason)
+	}
+	m.port.udp.reject(m.src, dst, n, v)
+}
+
+// expire drops what is held for a client that did not go on. Called by the sweep.
+func (m *mapping) expire() {
+	if !m.saying.Swap(false) {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for dst, x := range m.peers {
+		if x.state != peerSaying {
+			continue
+		}
+		if time.Since(x.at) <= helloTime {
+			m.saying.Store(true)
+			continue
+		}
+		m.release(x)
+		delete(m.peers, dst)
+		m.port.drop(flows.ReasonHello)
+	}
+}
+
+// rejudge judges the peers of all mappings again, and ends those that are not allowed any more. It adds the flows that it
+// has judged so to seen.
+func (u *udpSide) rejudge(seen map[*flows.Flow]bool) (ended int) {
+	u.mu.Lock()
+	var ms []*mapping
+	for _, m := range u.mappings {
+		ms = append(ms, m)
+	}
+	u.mu.Unlock()
+	for _, m := range ms {
+		seen[m.flow] = true
+		ended += m.rejudge()
+	}
+	return ended
+}
+
+func (m *mapping) rejudge() (ended int) {
+	n := m.port.net
+	m.mu.Lock()
+	peers := make(map[netip.AddrPort]*peer, len(m.peers))
+	for a, x := range m.peers {
+		peers[a] = x
+	}
+	m.mu.Unlock()
+	for dst, x := range peers {
+		gen := n.flows.PolicyGen()
+		v := n.flows.Judge(m.query(dst))
+		m.mu.Lock()
+		if m.peers[dst] != x {
+			m.mu.Unlock()
+			continue
+		}
+		state, said := x.state, x.said
+		ok := v.Allow && v.Pending == nil && state != peerAsked
+		if ok && state == peerSaying { // held, and so judged by this policy
+			x.gen, x.verdict = gen, v
+			m.mu.Unlock()
+			continue
+		}
+		m.mu.Unlock()
+		ok = ok && inspect(v, said).Allow
+		m.mu.Lock()
+		switch {
+		case m.peers[dst] != x:
+		case ok && x != m.plain:
+			x.gen, x.verdict = gen, v
+		case ok: // with its next datagram
+		default:
+			m.release(x)
+			delete(m.peers, dst)
+			m.shut[dst] = struct{}{}
+			ended++
+		}
+		m.mu.Unlock()
+	}
+	m.mu.Lock()
+	over := ended > 0 && (len(m.peers) == 0 || len(m.shut) > peersKept)
+	m.shuts.Store(len(m.shut) > 0)
+	m.mu.Unlock()
+	for i := range ended {
+		if i == 0 && over {
+			m.flow.End(flows.ReasonPolicy)
+			m.port.udp.end(m)
+		} else {
+			n.flows.Count(flows.ReasonPolicy)
+		}
+	}
+	return ended
+}
+
+// mayHear says whether the guest may still hear from a peer: one that running conversations were ended with may not be.
+func (m *mapping) mayHear(from netip.AddrPort) bool {
+	if !m.shuts.Load() {
+		return true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, shut := m.shut[from]
+	return !shut
+}
