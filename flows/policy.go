@@ -49,8 +49,9 @@ const (
 	HelloTLS            // the server name of a ClientHello (RFC 6066 §3)
 	HelloHTTP           // the Host of a request (RFC 9112 §3.2)
 	HelloQUIC           // the server name in a QUIC Initial (RFC 9001 §4.3)
-	// HelloPart is a stream that began as one of these, and was ended, or not gone on with in time, before it could be
-	// said whom it names: what follows could be any name, and will not be looked at.
+	// HelloPart is what began as one of these and could name anybody to a server: it was ended, or not gone on with in
+	// time, before it could be said whom it names, or servers could read two names in it, or some that is not read here.
+	// It is never a client without a name.
 	HelloPart
 )
 
@@ -68,7 +69,8 @@ type Policy interface {
 // called by several goroutines and must not wait.
 type NamePolicy interface {
 	// JudgeName is asked before a guest's question is answered, with a name in lower case without a final dot and the
-	// type of RFC 1035 §3.2.2. What is not allowed gets REFUSED if Verdict.Reject is set, else NXDOMAIN.
+	// type of RFC 1035 §3.2.2. What is not allowed gets REFUSED if Verdict.Reject is set, else NXDOMAIN. Nobody is asked
+	// (Pending) and nothing looked at (Inspect) here.
 	JudgeName(guest, name string, qtype uint16) Verdict
 	// Answered is told the addresses that a guest is about to get for a name that the host's resolvers know, or the
 	// local zones do (local), and returns those that it may have. Addresses may be kept open for as long as ttl.

@@ -83,7 +83,7 @@ func TestPrograms(t *testing.T) {
 		{"curl -s http://127.0.0.1:PORT/", named(flows.HelloHTTP, "127.0.0.1")},
 		{"curl -s -x http://127.0.0.1:PORT http://www.example.com/", named(flows.HelloHTTP, "www.example.com")},
 		{"curl -s -x http://127.0.0.1:PORT https://www.example.com/", named(flows.HelloHTTP, "www.example.com")},
-		{"curl -s --connect-to ::127.0.0.1:PORT --http2-prior-knowledge http://www.example.com/", named(flows.HelloHTTP, "")},
+		{"curl -s --connect-to ::127.0.0.1:PORT --http2-prior-knowledge http://www.example.com/", unclear},
 		{"curl -s --connect-to ::127.0.0.1:PORT --http2 http://www.example.com/", named(flows.HelloHTTP, "www.example.com")},
 		{"curl -s --connect-to ::127.0.0.1:PORT ws://www.example.com/", named(flows.HelloHTTP, "www.example.com")},
 	} {

@@ -22,19 +22,21 @@
 //
 //	TLS 1.0 to 1.3   server_name (RFC 6066 §3), over any number of records; SSLv2's form names nobody
 //	HTTP/1.x         the authority of the request's target, else Host (RFC 9112 §3.2)
-//	HTTP/2           in clear: known by its preface, names nobody. Clients may wait for the server's SETTINGS before
+//	HTTP/2           in clear: known by its preface, and unclear. Clients may wait for the server's SETTINGS before
 //	                 the first request (RFC 9113 §3.4), so who waited for the request would wait for ever
 //	QUIC 1 and 2     server_name in the ClientHello of the Initial packets (RFC 9001, RFC 9369)
 //
-// All else is flows.HelloNone, said at the first byte that shows it. Names are in lower case, without a final dot; a
-// literal address is a name too, in netip's form.
+// All else is flows.HelloNone, said at the first byte, or of text in the first line, that shows it. Names are in lower
+// case, without a final dot; a literal address is a name too, in netip's form.
 //
-// # One name, or none
+// # One name, none, or unclear
 //
-// Bytes that two servers could read as two names are said to name nobody: two server_name extensions or two names in
-// one, two Host fields, a Host that is not the target's authority, folded lines, space before a colon, lengths that
-// contradict each other, CRYPTO frames that overlap and differ. So a guest can always hide its name, and never give
-// one here and another one to the server in the same message. Who wants to be sure lets in only what names somebody.
+// What has no name where a name could be (a ClientHello without server_name, a request without Host) is of its protocol
+// and names nobody. What two servers could read as two names is flows.HelloPart: two server_name extensions or two names
+// in one, two Host fields, a Host that is not the target's authority, a name that is none, folded lines, space before a
+// colon, lengths that contradict each other, records between, CRYPTO frames that overlap and differ, a QUIC version that
+// is not read, more than is read. So a guest can hide its name, and cannot give one here and another one to the server in
+// the same message.
 //
 // # What it does not do
 //

@@ -121,19 +121,24 @@ func FuzzDatagram(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var d Datagrams
-		for range MostDatagrams {
-			if len(b) < 2 {
-				return
-			}
+		for looked := 0; len(b) >= 2; {
 			n := min(int(b[0])<<8|int(b[1]), len(b)-2)
-			h, more := d.Look(b[2 : 2+n])
+			datagram := b[2 : 2+n]
 			b = b[2+n:]
+			if !d.Again(datagram) {
+				continue
+			}
+			h, more := d.Look(datagram)
 			check(t, &d, h, more)
-			if !more {
-				return
+			if looked++; !more {
+				looked = 0
+				if h != (flows.Hello{}) && h.Name != "" && d.Again(datagram) {
+					t.Fatal("what was looked at has to be looked at again")
+				}
+			} else if looked == MostDatagrams {
+				t.Fatal("undecided for ever")
 			}
 		}
-		t.Fatal("undecided for ever")
 	})
 }
 
@@ -142,10 +147,12 @@ func check(t *testing.T, d *Datagrams, h flows.Hello, more bool) {
 	switch {
 	case more && h != flows.Hello{}:
 		t.Fatalf("%v before it is known", h)
-	case h.How != flows.HelloNone && h.How != flows.HelloQUIC || h.How == flows.HelloNone && h.Name != "":
+	case h.How != flows.HelloNone && h.How != flows.HelloQUIC && h != unclear || h.How == flows.HelloNone && h.Name != "":
 		t.Fatalf("%v", h)
 	case h.Name != nameOf(h.Name):
 		t.Fatalf("%q is no name", h.Name)
+	case len(d.known) > mostKnown:
+		t.Fatalf("knows %d", len(d.known))
 	case d.hello != nil && (!more || len(d.hello.data) > messageHead+mostHello || len(d.hello.have) > mostSpans):
 		t.Fatalf("holds %d bytes in %d spans", len(d.hello.data), len(d.hello.have))
 	}
@@ -188,7 +195,7 @@ func FuzzInitial(f *testing.F) {
 			if h.Name != "" && comparable {
 				for _, last := range []bool{false, true} {
 					whole := together(parts, last)
-					if len(whole) < messageHead || len(whole) < messageLen(whole) || serverName(whole[messageHead:messageLen(whole)]) != h.Name {
+					if len(whole) < messageHead || len(whole) < messageLen(whole) || helloOf(flows.HelloQUIC, whole[messageHead:messageLen(whole)]) != h {
 						t.Fatalf("%q; by another order (%v) %x", h.Name, last, whole)
 					}
 				}

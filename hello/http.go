@@ -10,8 +10,6 @@ import (
 // mostMethod bounds the first word of a request. The longest that IANA knows is UPDATEREDIRECTREF, 17.
 const mostMethod = 32
 
-var httpUnnamed = flows.Hello{How: flows.HelloHTTP}
-
 // httpStream reads a request's head, line by line (RFC 9112 §2.2).
 type httpStream struct {
 	at      int // where the current line starts
@@ -26,9 +24,8 @@ type httpStream struct {
 type httpPhase uint8
 
 const (
-	httpMethod  httpPhase = iota // in the request line's first word, or the empty lines before
-	httpTarget                   // in its second
-	httpVersion                  // in its third
+	httpMethod httpPhase = iota // in the request line's first word, or the empty lines before
+	httpLine                    // in the rest of it
 	httpFields
 )
 
@@ -43,7 +40,7 @@ func (p *httpStream) look(b []byte) (flows.Hello, bool) {
 		end := bytes.IndexByte(b[p.scanned:], '\n')
 		if end < 0 {
 			p.scanned = len(b)
-			return httpUnnamed, true
+			return unclear, true
 		}
 		line := b[p.at : p.scanned+end]
 		p.at = p.scanned + end + 1
@@ -53,7 +50,7 @@ func (p *httpStream) look(b []byte) (flows.Hello, bool) {
 			return p.decide(), false
 		}
 		if !p.field(line) {
-			return httpUnnamed, false
+			return unclear, false
 		}
 	}
 }
@@ -63,66 +60,51 @@ func (p *httpStream) look(b []byte) (flows.Hello, bool) {
 func (p *httpStream) requestLine(b []byte) (flows.Hello, bool) {
 	for ; p.scanned < len(b); p.scanned++ {
 		c := b[p.scanned]
-		switch p.phase {
-		case httpMethod:
+		if p.phase == httpMethod {
 			switch {
 			case (c == '\r' || c == '\n') && p.scanned == p.at:
 				p.at++ // empty lines before a request are passed over (RFC 9112 §2.2)
-			case c == ' ' && p.scanned > p.at:
-				p.phase = httpTarget
+			case (c == ' ' || c == '\t') && p.scanned > p.at:
+				p.phase = httpLine
 			case !isToken(c) || p.scanned-p.at >= mostMethod:
 				return flows.Hello{}, false
 			}
-		case httpTarget:
-			if c == ' ' {
-				p.phase = httpVersion
-			} else if c < ' ' || c == 0x7f {
-				return flows.Hello{}, false // HTTP/0.9 among them, which knows no hosts
-			}
-		case httpVersion:
-			if c != '\n' {
-				word := b[bytes.LastIndexByte(b[p.at:p.scanned], ' ')+p.at+1 : p.scanned+1]
-				if !versionSoFar(word) {
-					return flows.Hello{}, false
-				}
-				continue
-			}
-			line := string(bytes.TrimSuffix(b[p.at:p.scanned], []byte{'\r'}))
-			method, rest, _ := strings.Cut(line, " ")
-			target, version, _ := strings.Cut(rest, " ")
-			if len(version) != len("HTTP/1.1") {
-				return flows.Hello{}, false
-			}
+			continue
+		}
+		switch {
+		case c == '\n':
+			line := b[p.at:p.scanned]
 			p.scanned++
 			p.at = p.scanned
-			ok := false
-			if p.authority, ok = authorityOf(method, target); !ok || version[:7] != "HTTP/1." {
-				p.phase = httpMethod // not on to the fields: HTTP/2's preface, and what has no target
-				return httpUnnamed, false
-			}
-			p.phase = httpFields
+			return p.line(string(bytes.TrimSuffix(line, []byte{'\r'}))), false
+		case c < ' ' && !(c >= '\t' && c <= '\r') || c == 0x7f:
 			return flows.Hello{}, false
 		}
+	}
+	if p.phase == httpLine {
+		return unclear, true
 	}
 	return flows.Hello{}, true
 }
 
-// versionSoFar says whether b begins an HTTP-version and its line's end.
-func versionSoFar(b []byte) bool {
-	const form = "HTTP/0.0\r"
-	for i, c := range b {
-		switch {
-		case i >= len(form):
-			return false
-		case form[i] == '0':
-			if c < '0' || c > '9' {
-				return false
-			}
-		case c != form[i]:
-			return false
+// line takes the request line, and goes on to the fields if there is one way only to read it.
+func (p *httpStream) line(line string) flows.Hello {
+	method, rest, _ := strings.Cut(line, " ")
+	target, version, _ := strings.Cut(rest, " ")
+	ok := len(version) == len("HTTP/1.1") && version[:7] == "HTTP/1." && version[7] >= '0' && version[7] <= '9' &&
+		!strings.ContainsFunc(target, func(r rune) bool { return r < ' ' })
+	if !ok {
+		// Servers may take any space for one, and other versions (RFC 9112 §3). HTTP/2's preface is among these.
+		if words := strings.Fields(line); strings.HasPrefix(strings.ToUpper(words[len(words)-1]), "HTTP/") {
+			return unclear
 		}
+		return flows.Hello{} // HTTP/0.9 among them, which knows no hosts
 	}
-	return true
+	if p.authority, ok = authorityOf(method, target); !ok {
+		return unclear
+	}
+	p.phase = httpFields
+	return flows.Hello{}
 }
 
 // authorityOf takes the authority, if any, from a request's target (RFC 9112 §3.2). ok says that the target is of one
@@ -173,15 +155,16 @@ func (p *httpStream) field(line []byte) bool {
 // decide says whom the request names. A client that writes the authority twice writes it alike (RFC 9112 §3.2); a
 // server should go by the target's, and some go by Host.
 func (p *httpStream) decide() flows.Hello {
-	h := httpUnnamed
 	byTarget, byHost := hostOf(p.authority), hostOf(p.host)
 	switch {
-	case p.authority == "":
-		h.Name = byHost
-	case p.hosts == 0 || byHost == byTarget:
-		h.Name = byTarget
+	case p.authority == "" && p.host == "":
+		return flows.Hello{How: flows.HelloHTTP}
+	case p.authority == "" && byHost != "":
+		return flows.Hello{How: flows.HelloHTTP, Name: byHost}
+	case byTarget != "" && (p.hosts == 0 || byHost == byTarget):
+		return flows.Hello{How: flows.HelloHTTP, Name: byTarget}
 	}
-	return h
+	return unclear
 }
 
 // hostOf is the name in an authority (RFC 3986 §3.2), which may have a port but no user.

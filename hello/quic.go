@@ -55,8 +55,6 @@ var quicVersions = map[uint32]*quicVersion{
 	},
 }
 
-var quicUnnamed = flows.Hello{How: flows.HelloQUIC}
-
 // Datagrams looks at the datagrams of a conversation over UDP. The zero Datagrams is ready. It is for one goroutine at
 // a time. It holds up to 16 KiB until it knows, and up to as much of the connections that it knows.
 type Datagrams struct {
@@ -72,7 +70,7 @@ type Datagrams struct {
 //
 // A first datagram that is not QUIC's (RFC 9000 §17.2: a long header, its fixed bit set, a version and connection IDs
 // that could be) is HelloNone. One of a version that is not read (a draft, Google's own, one made up to see whether the
-// server minds) is HelloQUIC and names nobody.
+// server minds) is HelloPart.
 func (d *Datagrams) Look(b []byte) (h flows.Hello, more bool) {
 	if d.said {
 		return d.h, false
@@ -145,40 +143,40 @@ func (d *Datagrams) look(b []byte) (h flows.Hello, more bool) {
 		case !ok:
 			return flows.Hello{}, false
 		case p.version == nil || !p.isFirst():
-			return quicUnnamed, false
+			return unclear, false
 		}
 		d.hello = newInitialStream(p.version, p.to)
 	}
 	// A server takes each as the start of a connection of its own: then it could not be said whom this one is for.
 	if !ok || p.version != d.hello.version || !bytes.Equal(p.to, d.hello.id) {
-		return quicUnnamed, false
+		return unclear, false
 	}
 	for range mostPackets {
 		switch {
 		case p.kind == p.version.initial:
 			if len(b) < leastInitial || !d.hello.open(p) {
-				return quicUnnamed, false
+				return unclear, false
 			}
-			if name, ok := d.hello.name(); ok {
-				d.hello.whole = true
-				h = flows.Hello{How: flows.HelloQUIC, Name: name}
+			if h, d.hello.whole = d.hello.says(); h == unclear {
+				d.hello.whole = false
+				return h, false
 			}
 		case p.kind == 3-3*p.version.initial: // Retry (3, or 0 in version 2), which only servers send
-			return quicUnnamed, false
+			return unclear, false
 		}
 		if p, ok = parseLong(p.rest); !ok {
 			// Padding after the packets, or a short header.
 			if d.hello.whole {
 				return h, false
 			}
-			return quicUnnamed, true
+			return unclear, true
 		}
 		if p.version != d.hello.version || !bytes.Equal(p.to, d.hello.id) {
 			break // a server should leave it aside (RFC 9000 §12.2)
 		}
 	}
 	d.hello.whole = false
-	return quicUnnamed, false
+	return unclear, false
 }
 
 // longPacket is a packet with a long header (RFC 9000 §17.2), its protection in place.
@@ -426,24 +424,24 @@ func (s *initialStream) put(at int, part []byte) bool {
 	return len(s.have) <= mostSpans
 }
 
-// name says whom the ClientHello names, once it is there.
-func (s *initialStream) name() (name string, whole bool) {
+// says is whom the ClientHello names, once it is there.
+func (s *initialStream) says() (h flows.Hello, whole bool) {
 	if len(s.have) == 0 || s.have[0].from > 0 {
-		return "", false
+		return h, false
 	}
 	b := s.data[:s.have[0].to]
-	if b[0] != clientHelloType {
-		return "", true
-	}
-	if len(b) < messageHead {
-		return "", false
+	switch {
+	case b[0] != clientHelloType:
+		return unclear, true
+	case len(b) < messageHead:
+		return h, false
 	}
 	n := messageLen(b)
-	if n > messageHead+mostHello {
-		return "", true
+	switch {
+	case n > messageHead+mostHello:
+		return unclear, true
+	case len(b) < n:
+		return h, false
 	}
-	if len(b) < n {
-		return "", false
-	}
-	return serverName(b[messageHead:n]), true
+	return helloOf(flows.HelloQUIC, b[messageHead:n]), true
 }

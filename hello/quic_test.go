@@ -178,7 +178,6 @@ func TestQUICByHand(t *testing.T) {
 	hello := message(sni("A.Example."), ext(57, make([]byte, 100)))
 	frames := crypto(0, hello)
 	a := named(flows.HelloQUIC, "a.example")
-	unnamed := named(flows.HelloQUIC, "")
 	plain := initial{version: v1, frames: frames, pad: 1200}
 	with := func(edit func(*initial)) []byte { p := plain; edit(&p); return p.seal(t) }
 	whole := plain.seal(t)
@@ -237,45 +236,45 @@ func TestQUICByHand(t *testing.T) {
 			initial{version: v1, number: 1, frames: crypto(50, hello[50:]), pad: 1150}.seal(t)...)}, a, false, 1},
 		{"0-RTT before", [][]byte{append(bytes.Clone(small), append(zeroRTT, make([]byte, 700)...)...)}, a, false, 1},
 		{"0-RTT alone after", [][]byte{part(0, 0, 40), zeroRTT, part(1, 40, n)}, a, false, 3},
-		{"0-RTT alone at first", [][]byte{zeroRTT}, unnamed, false, 1},
+		{"0-RTT alone at first", [][]byte{zeroRTT}, unclear, false, 1},
 		{"zeros after", [][]byte{append(bytes.Clone(small), make([]byte, 900)...)}, a, false, 1},
 		{"longest hello", ofBig, a, false, 14},
 
-		{"too short a datagram", [][]byte{small}, unnamed, false, 1},
-		{"another connection meanwhile", [][]byte{part(0, 0, 40), with(func(p *initial) { p.to = "0102030405060708" })}, unnamed, false, 2},
-		{"another version meanwhile", [][]byte{part(0, 0, 40), with(func(p *initial) { p.version = v2 })}, unnamed, false, 2},
-		{"no QUIC meanwhile", [][]byte{part(0, 0, 40), []byte("x")}, unnamed, false, 2},
-		{"parts that differ", [][]byte{part(0, 0, 80), with(func(p *initial) { p.number, p.frames = 1, crypto(0, forged) })}, unnamed, false, 2},
-		{"frames that differ", [][]byte{with(func(p *initial) { p.frames = append(crypto(0, hello[:90]), crypto(0, forged)...) })}, unnamed, false, 1},
-		{"one number twice", [][]byte{part(0, 0, 40), part(0, 40, n)}, unnamed, false, 2},
-		{"spoilt", [][]byte{with(func(p *initial) { p.spoil = true })}, unnamed, false, 1},
-		{"reserved bits", [][]byte{with(func(p *initial) { p.first = 4 })}, unnamed, false, 1},
-		{"short ID", [][]byte{with(func(p *initial) { p.to = "01020304050607" })}, unnamed, false, 1},
-		{"a frame of streams", [][]byte{with(func(p *initial) { p.frames = append([]byte{8, 0, 0}, frames...) })}, unnamed, false, 1},
-		{"closed at once", [][]byte{with(func(p *initial) { p.frames = []byte{frameClose, 0, 0, 0} })}, unnamed, false, 1},
-		{"a frame cut short", [][]byte{with(func(p *initial) { p.frames = append(make([]byte, 1200), frameCrypto, 0, 0x40, 200, 1) })}, unnamed, false, 1},
-		{"beyond what is read", [][]byte{with(func(p *initial) { p.frames = crypto(mostHello+1, make([]byte, 4)) })}, unnamed, false, 1},
+		{"too short a datagram", [][]byte{small}, unclear, false, 1},
+		{"another connection meanwhile", [][]byte{part(0, 0, 40), with(func(p *initial) { p.to = "0102030405060708" })}, unclear, false, 2},
+		{"another version meanwhile", [][]byte{part(0, 0, 40), with(func(p *initial) { p.version = v2 })}, unclear, false, 2},
+		{"no QUIC meanwhile", [][]byte{part(0, 0, 40), []byte("x")}, unclear, false, 2},
+		{"parts that differ", [][]byte{part(0, 0, 80), with(func(p *initial) { p.number, p.frames = 1, crypto(0, forged) })}, unclear, false, 2},
+		{"frames that differ", [][]byte{with(func(p *initial) { p.frames = append(crypto(0, hello[:90]), crypto(0, forged)...) })}, unclear, false, 1},
+		{"one number twice", [][]byte{part(0, 0, 40), part(0, 40, n)}, unclear, false, 2},
+		{"spoilt", [][]byte{with(func(p *initial) { p.spoil = true })}, unclear, false, 1},
+		{"reserved bits", [][]byte{with(func(p *initial) { p.first = 4 })}, unclear, false, 1},
+		{"short ID", [][]byte{with(func(p *initial) { p.to = "01020304050607" })}, unclear, false, 1},
+		{"a frame of streams", [][]byte{with(func(p *initial) { p.frames = append([]byte{8, 0, 0}, frames...) })}, unclear, false, 1},
+		{"closed at once", [][]byte{with(func(p *initial) { p.frames = []byte{frameClose, 0, 0, 0} })}, unclear, false, 1},
+		{"a frame cut short", [][]byte{with(func(p *initial) { p.frames = append(make([]byte, 1200), frameCrypto, 0, 0x40, 200, 1) })}, unclear, false, 1},
+		{"beyond what is read", [][]byte{with(func(p *initial) { p.frames = crypto(mostHello+1, make([]byte, 4)) })}, unclear, false, 1},
 		{"more pieces than are held", [][]byte{with(func(p *initial) {
 			p.frames = nil
 			for i := range 70 {
 				p.frames = append(p.frames, crypto(2*i+1, hello[2*i+1:2*i+2])...)
 			}
-		})}, unnamed, false, 1},
+		})}, unclear, false, 1},
 		{"many pieces that join", [][]byte{with(func(p *initial) { p.frames = byteEach(hello, 1) })}, a, false, 1},
-		{"another message", [][]byte{with(func(p *initial) { p.frames = crypto(0, []byte{2, 0, 0, 1, 0}) })}, unnamed, false, 1},
-		{"hello too long", [][]byte{with(func(p *initial) { p.frames = crypto(0, []byte{1, 0, 0x40, 1}) })}, unnamed, false, 1},
-		{"nothing said for long", pings, unnamed, false, MostDatagrams},
+		{"another message", [][]byte{with(func(p *initial) { p.frames = crypto(0, []byte{2, 0, 0, 1, 0}) })}, unclear, false, 1},
+		{"hello too long", [][]byte{with(func(p *initial) { p.frames = crypto(0, []byte{1, 0, 0x40, 1}) })}, unclear, false, 1},
+		{"nothing said for long", pings, unclear, false, MostDatagrams},
 		{"a hello that never ends", [][]byte{part(0, 0, 40)}, flows.Hello{}, true, 1},
-		{"retry", [][]byte{append([]byte{0xf0}, whole[1:]...)}, unnamed, false, 1},
+		{"retry", [][]byte{append([]byte{0xf0}, whole[1:]...)}, unclear, false, 1},
 
 		{"nothing", [][]byte{{}}, flows.Hello{}, false, 1},
 		{"short header", [][]byte{append([]byte{0x40}, make([]byte, 1300)...)}, flows.Hello{}, false, 1},
 		{"dns", [][]byte{append([]byte{0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 'a', 0, 0, 1, 0, 1}, make([]byte, 1200)...)}, flows.Hello{}, false, 1},
 		{"rtp", [][]byte{append([]byte{0x80, 0x60}, make([]byte, 1200)...)}, flows.Hello{}, false, 1},
 		{"version negotiation", [][]byte{append([]byte{0xc0, 0, 0, 0, 0, 0, 0}, make([]byte, 1200)...)}, flows.Hello{}, false, 1},
-		{"a draft", [][]byte{with(func(p *initial) { p.version = 0xff00001d })}, unnamed, false, 1},
-		{"greased version", [][]byte{with(func(p *initial) { p.version = 0x1a2a3a4a })}, unnamed, false, 1},
-		{"google's", [][]byte{with(func(p *initial) { p.version = 0x51303530 })}, unnamed, false, 1},
+		{"a draft", [][]byte{with(func(p *initial) { p.version = 0xff00001d })}, unclear, false, 1},
+		{"greased version", [][]byte{with(func(p *initial) { p.version = 0x1a2a3a4a })}, unclear, false, 1},
+		{"google's", [][]byte{with(func(p *initial) { p.version = 0x51303530 })}, unclear, false, 1},
 		{"no version", [][]byte{with(func(p *initial) { p.version = 0x12345678 })}, flows.Hello{}, false, 1},
 		{"ID too long", [][]byte{append([]byte{0xc0, 0, 0, 0, 1, 21}, make([]byte, 1200)...)}, flows.Hello{}, false, 1},
 		{"length beyond", [][]byte{whole[:1199]}, flows.Hello{}, false, 1},

@@ -10,6 +10,9 @@ const mostHello = 1 << 14
 // that it comes in. Requests are cut off before (nginx takes 8 KiB a line, Apache and net/http's clients stay below).
 const Most = mostHello + 1<<10
 
+// unclear is what a conversation says that names nobody for sure, and could name anybody to a server.
+var unclear = flows.Hello{How: flows.HelloPart}
+
 // A Stream looks at the first bytes of a stream. The zero Stream is ready. It is for one goroutine at a time.
 type Stream struct {
 	tls  tlsStream
@@ -31,7 +34,7 @@ func (s *Stream) Look(b []byte) (h flows.Hello, more bool) {
 	full := len(b) >= Most
 	b = b[:min(len(b), Most)]
 	switch {
-	case b[0] == recordHandshake:
+	case b[0] >= recordFirst && b[0] <= recordLast:
 		h, more = s.tls.look(b)
 	case b[0]&0x80 != 0:
 		h, more = lookSSL2(b)
@@ -40,9 +43,6 @@ func (s *Stream) Look(b []byte) (h flows.Hello, more bool) {
 	}
 	if more && !full {
 		return flows.Hello{}, true
-	}
-	if more { // too long: known by its protocol only
-		h.Name = ""
 	}
 	s.said, s.h = true, h
 	s.tls, s.http = tlsStream{}, httpStream{} // a long conversation need not hold what was gathered
