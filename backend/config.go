@@ -11,6 +11,7 @@ import (
 	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/portforward"
 )
 
 // MTUs that a network may have.
@@ -88,6 +89,9 @@ type Config struct {
 	// does not route for others behind it, and one with another guest's MAC is cut off. Without it an address that
 	// nobody has is the guest's who shows it first.
 	StrictLeases bool
+
+	// AllowForward is asked before a port forward's sockets are opened; its error is why not. Default: none is refused.
+	AllowForward func(portforward.Rule) error
 
 	// StateDir is where leases survive a restart, and with Network.Keep forwards and DNS records that were added meanwhile.
 	// Default: they do not.

@@ -77,7 +77,7 @@ func New(c Config) (*Network, error) {
 	if err := n.startServices(); err != nil {
 		return nil, err
 	}
-	n.forwards = portforward.New(portforward.Config{Guest: n, Logger: n.log, Present: n.present, Changed: n.forwardEvent})
+	n.forwards = portforward.New(portforward.Config{Guest: n, Logger: n.log, Present: n.present, Allow: n.cfg.AllowForward, Changed: n.forwardEvent})
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.router6.Store(n.hasRoute6())
 	n.goes(n.advertise)

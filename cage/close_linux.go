@@ -83,7 +83,10 @@ func (p Plan) landlock(w *Walls) error {
 	if s.Landlock == 0 {
 		return errors.New(s.LandlockWhy)
 	}
-	scope := landlock.ScopedSet(ll.ScopeAbstractUnixSocket)
+	var scope landlock.ScopedSet
+	if !p.Abstract {
+		scope |= ll.ScopeAbstractUnixSocket
+	}
 	if p.Child == 0 { // it was started outside
 		scope |= ll.ScopeSignal
 	}
@@ -101,11 +104,9 @@ func (p Plan) landlock(w *Walls) error {
 	add(deviceFiles, p.Devices)
 	add(keptFiles, p.Keep)
 	add(socketFiles, p.Sockets)
+	add(ll.AccessFSRemoveDir, p.Empty)
 	add(ll.AccessFSResolveUnix, p.Connect)
-	c, err := landlock.NewConfig(landlock.AccessFSSet(allFiles), scope)
-	if err != nil {
-		return err
-	}
+	c := landlock.Config{HandledAccessFS: allFiles, Scoped: scope}
 	if err := c.BestEffort().Restrict(rules...); err != nil {
 		return err
 	}

@@ -43,6 +43,8 @@ type Plan struct {
 	Keep []string
 	// Sockets are folders in which unix sockets may be made, renamed and removed, and files removed.
 	Sockets []string
+	// Empty are folders of which empty folders may be removed.
+	Empty []string
 	// Connect are unix sockets, or folders of them, that may be connected to. Landlock knows this right from its ABI 9 on
 	// (ConnectABI); before that there is only Streams and Datagrams.
 	Connect []string
@@ -51,6 +53,8 @@ type Plan struct {
 	// may reach any service of its user that listens at a path (a session's D-Bus starts programs), unless Landlock keeps it
 	// from those. Sockets that are open already accept and send as before.
 	Streams, Datagrams bool
+	// Abstract allows connecting to unix sockets without a path.
+	Abstract bool
 	// Vsock allows new AF_VSOCK sockets.
 	Vsock bool
 	// Watch allows pidfd_open, by which a process's end is seen.

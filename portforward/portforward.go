@@ -126,6 +126,10 @@ type Config struct {
 	// Changed, if not nil, is told of each rule that was added or removed, as bound.
 	Changed func(r Rule, added bool)
 
+	// Allow is asked before a rule's sockets are opened. Its error is why the
+	// table must not. nil: it may open any.
+	Allow func(Rule) error
+
 	// DialTimeout bounds DialGuest. 0 is DefaultDialTimeout.
 	DialTimeout time.Duration
 	// MaxPending bounds the conversations of one rule whose guest has not
@@ -394,6 +398,11 @@ func (t *Table) open(ctx context.Context, r Rule, also []*entry, ports int) (*en
 	text := r.String()
 	if t.closed {
 		return nil, wrong(ErrClosed, "the table is closed").of(text)
+	}
+	if t.cfg.Allow != nil {
+		if err := t.cfg.Allow(r); err != nil {
+			return nil, wrong(ErrBind, "%v", err).of(text)
+		}
 	}
 	for _, e := range slices.Concat(t.rules, also) {
 		if r.clashes(e.rule) {

@@ -53,6 +53,13 @@ type Status struct {
 	PID      int              `json:"pid"`
 	Listen   []string         `json:"listen"` // where guests plug in: "qemu unix:/run/…"
 	Networks []backend.Status `json:"networks"`
+	Sandbox  *Sandbox         `json:"sandbox,omitempty"`
+}
+
+// Sandbox are the walls that the daemon has put around itself.
+type Sandbox struct {
+	Walls   string   `json:"walls"`             // "landlock 7, seccomp, no capabilities, user nobody"; "off"
+	Missing []string `json:"missing,omitempty"` // walls that do not stand, and why
 }
 
 // Lease is an address that a guest has or had.

@@ -46,6 +46,10 @@ func (s *Server) status(c *call) (reply, error) {
 	if st.Listen == nil {
 		st.Listen = []string{}
 	}
+	if s.Sandbox != nil {
+		box := s.Sandbox()
+		st.Sandbox = &box
+	}
 	for _, n := range s.Networks {
 		if one := n.Status(); c.URL.Query().Get("network") == "" || n == c.net {
 			st.Networks = append(st.Networks, one)

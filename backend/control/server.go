@@ -49,6 +49,8 @@ type Server struct {
 	Listen []string
 	// Logger hears who changed what. Default slog.Default.
 	Logger *slog.Logger
+	// Sandbox says which walls stand around the daemon, for Status. nil: it does not tell.
+	Sandbox func() Sandbox
 	// Profile opens /v1/debug/pprof/: Go's profiles of the process.
 	Profile bool
 

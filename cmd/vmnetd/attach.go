@@ -22,6 +22,7 @@ var attachAliases = map[string]string{
 
 func attachCommand() *cobra.Command {
 	var n networkFlags
+	var box cageFlags
 	var ctl, mac, host, kind, user string
 	var ready, exit int
 	var configure bool
@@ -50,6 +51,7 @@ line was wrong.`,
 	}
 	f := c.Flags()
 	n.add(f, slog.LevelWarn)
+	box.add(f)
 	names := f.GetNormalizeFunc()
 	f.SetNormalizeFunc(func(fs *pflag.FlagSet, name string) pflag.NormalizedName {
 		if a := attachAliases[name]; a != "" {
@@ -92,7 +94,7 @@ line was wrong.`,
 		if !configure {
 			at.options["configure"] = "no"
 		}
-		d := &daemon{log: cfg.Logger, profile: n.profile}
+		d := &daemon{log: cfg.Logger, profile: n.profile, cage: confinement{cageFlags: box}}
 		defer d.stop(0)
 		signals := make(chan os.Signal, 2)
 		notify(signals, endSignals)

@@ -303,6 +303,12 @@ func writeStatus(w io.Writer, st control.Status) {
 	for _, l := range st.Listen {
 		row(w, "guests at", l)
 	}
+	if st.Sandbox != nil {
+		row(w, "sandbox", st.Sandbox.Walls)
+		for _, m := range st.Sandbox.Missing {
+			row(w, "sandbox lacks", m)
+		}
+	}
 	for _, n := range st.Networks {
 		router := "no IPv6 route on this host: guests get no IPv6 default route"
 		if n.Router6 {

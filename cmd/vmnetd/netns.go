@@ -156,6 +156,9 @@ func wireSpace(f spaceFlags, mac, program string, dir func() string) *way {
 			if _, err := s.configured(over); err != nil {
 				return err
 			}
+			if err := d.shutIn(pid); err != nil { // before the command can do anything
+				return err
+			}
 			err = held.Go()
 			switch {
 			case errors.Is(err, fs.ErrNotExist):

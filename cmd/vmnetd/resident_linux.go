@@ -16,22 +16,27 @@ func forgetStart() {
 	if err != nil {
 		return
 	}
-	maps, err := os.ReadFile("/proc/self/maps")
+	maps, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
 		return
 	}
+	var from, to uint64
 	for line := range strings.Lines(string(maps)) {
-		// address perms offset dev inode path (proc_pid_maps(5)). What was never writable holds nothing but the file.
+		// address perms offset dev inode path, then "Anonymous: 8 kB" and its like (proc_pid_smaps(5)).
 		f := strings.Fields(line)
-		if len(f) < 6 || f[5] != exe || f[1] != "r-xp" && f[1] != "r--p" {
-			continue
+		switch {
+		case len(f) == 0:
+		case !strings.HasSuffix(f[0], ":"):
+			from, to = 0, 0
+			if len(f) < 6 || f[5] != exe || f[1] != "r-xp" && f[1] != "r--p" {
+				continue
+			}
+			a, b, _ := strings.Cut(f[0], "-")
+			from, _ = strconv.ParseUint(a, 16, 64)
+			to, _ = strconv.ParseUint(b, 16, 64) // 0 if it is no number
+		case f[0] == "Anonymous:" && len(f) > 1 && f[1] == "0" && from < to:
+			// What holds nothing but the file: not the tables that a dynamic linker has filled in and then closed.
+			unix.Syscall(unix.SYS_MADVISE, uintptr(from), uintptr(to-from), unix.MADV_DONTNEED)
 		}
-		from, to, _ := strings.Cut(f[0], "-")
-		a, err := strconv.ParseUint(from, 16, 64)
-		b, err2 := strconv.ParseUint(to, 16, 64)
-		if err != nil || err2 != nil || a >= b {
-			continue
-		}
-		unix.Syscall(unix.SYS_MADVISE, uintptr(a), uintptr(b-a), unix.MADV_DONTNEED)
 	}
 }

@@ -23,6 +23,7 @@ import (
 func runCommand() *cobra.Command {
 	var n networkFlags
 	var ns spaceFlags
+	var box cageFlags
 	var ctl, logFile, mac string
 	c := &cobra.Command{
 		Use:   "run [-p RULE]... [flags] -- COMMAND [ARGUMENT]...",
@@ -68,6 +69,7 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 	}
 	n.add(c.Flags(), slog.LevelWarn)
 	ns.add(c.Flags())
+	box.add(c.Flags())
 	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default in a private folder)")
 	c.Flags().StringVar(&logFile, "log-file", "", "`FILE` that the log is appended to (default stderr)")
 	c.Flags().StringVar(&mac, "mac", "", "`MAC` of the card that is added")
@@ -150,6 +152,7 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 		}
 		return run(cfg.Logger, program, append([]string{a[0]}, argv...), fd, by, func(d *daemon) error {
 			d.profile = n.profile
+			d.cage = confinement{cageFlags: box, late: true}
 			if ctl == "" || ns.on {
 				dir, err := makeRuntimeDir()
 				if err != nil {
@@ -287,7 +290,11 @@ func run(log *slog.Logger, program string, argv []string, fd int, w *way, start 
 		}
 		return cannotExec{err}
 	}
-	if err := w.started(d, cmd.Process.Pid); err != nil {
+	err := w.started(d, cmd.Process.Pid)
+	if err == nil {
+		err = d.shutIn(cmd.Process.Pid)
+	}
+	if err != nil {
 		cmd.Process.Kill()
 		<-ended
 		return err

@@ -29,6 +29,7 @@ const grace = time.Second
 
 func serveCommand() *cobra.Command {
 	var n networkFlags
+	var box cageFlags
 	var ctl string
 	c := &cobra.Command{
 		Use:   "serve [--qemu ADDRESS]... [-p RULE]...",
@@ -79,6 +80,8 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		Args: args(cobra.NoArgs),
 	}
 	n.add(c.Flags(), slog.LevelInfo)
+	box.add(c.Flags())
+	box.addUser(c.Flags())
 	addrs := addDoorFlags(c.Flags().StringArray)
 	more := c.Flags().StringArray("network", nil, networkUsage)
 	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
@@ -93,7 +96,7 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		if err != nil {
 			return err
 		}
-		d := &daemon{log: cfg.Logger, profile: n.profile, more: plans}
+		d := &daemon{log: cfg.Logger, profile: n.profile, more: plans, cage: confinement{cageFlags: box, drops: true}}
 		for i, f := range framings {
 			for _, a := range *addrs[i] {
 				if err := checkNetwork(a, append([]plan{{cfg: cfg, rules: rules}}, plans...)); err != nil {
@@ -180,6 +183,7 @@ type daemon struct {
 	controlAt     *net.UnixListener
 	control       string // its path
 	removeControl func()
+	cage          confinement
 	bound         []portforward.Rule // the first network's
 
 	failed chan error    // what went wrong while running
@@ -229,6 +233,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 	d.plans = plans
 	for i := range plans {
 		c := &plans[i].cfg
+		c.AllowForward = d.allowForward
 		for _, door := range d.doors {
 			if ap, ok := door.closedTo(); ok {
 				c.Doors = append(c.Doors, ap)
@@ -261,7 +266,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		}
 	}
 	d.bound = plans[0].bound
-	srv := &control.Server{Networks: d.nets, Version: versionString(), Logger: cfg.Logger, Profile: d.profile}
+	srv := &control.Server{Networks: d.nets, Version: versionString(), Logger: cfg.Logger, Profile: d.profile, Sandbox: d.sandbox}
 	for _, door := range d.doors {
 		at := door.String()
 		if door.network != "" {
@@ -270,6 +275,11 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		srv.Listen = append(srv.Listen, at)
 		if door.note != "" {
 			d.log.Warn(door.note, "door", door.String())
+		}
+	}
+	if !d.cage.late { // everything is open, and nobody has been let in yet
+		if err := d.shutIn(0); err != nil {
+			return err
 		}
 	}
 	d.failed = make(chan error, len(d.doors)+1)
@@ -310,6 +320,7 @@ func (d *daemon) stop(patience time.Duration) {
 			}
 			door.close() // nobody new; the files go first, so that nobody tries
 		}
+		d.cage.swept.doors()
 		if d.endDoors != nil {
 			d.endDoors()
 		}
@@ -350,6 +361,7 @@ func (d *daemon) removeFiles() {
 	for _, dir := range slices.Backward(d.dirs) {
 		os.Remove(dir) // does nothing to one that is not empty
 	}
+	d.cage.swept.all()
 }
 
 // tell prints how guests plug in, and what the system picked.
