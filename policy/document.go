@@ -124,9 +124,9 @@ func (s Set) print(b *strings.Builder, indent string) {
 const (
 	// mostErrors is how many faults of one document are told at a time.
 	mostErrors = 10
-	// mostRules bounds one document: blocklists by name have 100,000 and more lines, which cost their memory and no
+	// mostRules bounds one document: blocklists by name have 100,000 lines, which cost their memory (half a KiB each) and no
 	// time. Beyond that a mistake is more likely.
-	mostRules = 1 << 20
+	mostRules = 1 << 17
 )
 
 // Parse reads a document, one thing a line:
