@@ -78,6 +78,21 @@ func TestAgain(t *testing.T) {
 			t.Errorf("%v, %v", h, more)
 		}
 	})
+	t.Run("the same ID with the first hello again", func(t *testing.T) {
+		var d Datagrams
+		first, second := packet(func(p *initial) {}), packet(func(p *initial) { p.frames = crypto(0, other) })
+		d.Look(first)
+		for range 2 {
+			if !d.Again(second) {
+				t.Error("not the second")
+			}
+			d.Look(second)
+			if d.Again(second) || !d.Again(first) {
+				t.Error("not the first")
+			}
+			d.Look(first)
+		}
+	})
 	t.Run("what is remembered is bounded", func(t *testing.T) {
 		big := message(sni("a.example"), ext(21, bytes.Repeat([]byte{0}, 1000)))
 		var d Datagrams
@@ -91,12 +106,8 @@ func TestAgain(t *testing.T) {
 				t.Fatalf("connection %d is another", i)
 			}
 		}
-		held := 0
-		for _, s := range d.known {
-			held += len(s.data)
-		}
-		if len(d.known) != mostKnown || held > messageHead+mostHello {
-			t.Errorf("%d are known, with %d bytes", len(d.known), held)
+		if len(d.known) != mostKnown || d.Holds() != mostKnown*len(big) {
+			t.Errorf("%d are known, with %d bytes", len(d.known), d.Holds())
 		}
 	})
 }

@@ -56,13 +56,20 @@ var quicVersions = map[uint32]*quicVersion{
 }
 
 // Datagrams looks at the datagrams of a conversation over UDP. The zero Datagrams is ready. It is for one goroutine at
-// a time. It holds up to 16 KiB until it knows, and up to as much of the connections that it knows.
+// a time. It holds up to 16 KiB until it knows, and up to as much of the hellos that it knows (Holds).
 type Datagrams struct {
 	said  bool
 	h     flows.Hello
 	seen  int
 	hello *initialStream
-	known []*initialStream // whose hello was read whole, the latest last
+	known []known // the latest last
+}
+
+// known is a connection whose hello was read whole.
+type known struct {
+	version *quicVersion
+	id      []byte
+	hello   []byte
 }
 
 // Look takes the next datagram. more says that it takes another one to know; it never is for the one that makes
@@ -81,7 +88,8 @@ func (d *Datagrams) Look(b []byte) (h flows.Hello, more bool) {
 		return flows.Hello{}, true
 	}
 	if d.hello != nil && d.hello.whole {
-		d.remember(d.hello)
+		s := d.hello
+		d.remember(known{s.version, s.id, slices.Clip(s.data[:messageLen(s.data)])})
 	}
 	d.said, d.h, d.hello = true, h, nil
 	return h, false
@@ -111,12 +119,10 @@ func (d *Datagrams) begins(b []byte) bool {
 			return true // what is not read could begin one
 		case p.isFirst():
 			// Of a connection that goes on, the packets go to an ID that the server chose and that opens none of them.
-			i := slices.IndexFunc(d.known, func(s *initialStream) bool { return s.version == p.version && bytes.Equal(s.id, p.to) })
-			if i < 0 {
-				if _, _, _, ok := newInitialStream(p.version, p.to).unseal(p); ok {
-					return true
-				}
-			} else if !d.known[i].repeats(p) {
+			s := newInitialStream(p.version, p.to)
+			_, _, payload, ok := s.unseal(p)
+			i := slices.IndexFunc(d.known, func(k known) bool { return k.version == p.version && bytes.Equal(k.id, p.to) })
+			if ok && (i < 0 || !s.frames(payload, d.known[i].repeats)) {
 				return true
 			}
 		}
@@ -124,16 +130,28 @@ func (d *Datagrams) begins(b []byte) bool {
 	}
 }
 
-// remember keeps what says whether a connection's hello is repeated.
-func (d *Datagrams) remember(s *initialStream) {
-	d.known = append(d.known, s)
-	held := 0
-	for i := len(d.known) - 1; i >= 0; i-- {
-		if held += len(d.known[i].data); held > messageHead+mostHello || i < len(d.known)-mostKnown {
-			d.known = slices.Delete(d.known, 0, i+1)
-			return
-		}
+// repeats says whether a part of a hello is what was read of it before. A second hello, which a server may ask for (RFC
+// 8446 §4.1.4), comes behind the first and is not looked at.
+func (k known) repeats(at int, part []byte) bool {
+	end := min(at+len(part), len(k.hello))
+	return at >= len(k.hello) || bytes.Equal(k.hello[at:end], part[:end-at])
+}
+
+func (d *Datagrams) remember(k known) {
+	// Again finds no other than this under the same ID: the latest is what a server knows it by.
+	d.known = slices.DeleteFunc(d.known, func(o known) bool { return o.version == k.version && bytes.Equal(o.id, k.id) })
+	d.known = append(d.known, k)
+	for len(d.known) > mostKnown || len(d.known) > 1 && d.Holds() > messageHead+mostHello {
+		d.known = slices.Delete(d.known, 0, 1)
 	}
+}
+
+// Holds is how many bytes of hellos are remembered, for Again. A new Datagrams remembers none, and takes each for another.
+func (d *Datagrams) Holds() (n int) {
+	for _, k := range d.known {
+		n += len(k.hello)
+	}
+	return n
 }
 
 func (d *Datagrams) look(b []byte) (h flows.Hello, more bool) {
@@ -316,16 +334,6 @@ func (s *initialStream) open(p longPacket) bool {
 	s.numbers = append(s.numbers, number)
 	s.largest = max(s.largest, number)
 	return s.frames(payload, s.put)
-}
-
-// repeats says whether a packet says of the hello what was read of it before, or nothing. One that does not open is
-// nobody's. A second hello, which a server may ask for (RFC 8446 §4.1.4), comes behind the first and is not looked at.
-func (s *initialStream) repeats(p longPacket) bool {
-	_, _, payload, ok := s.unseal(p)
-	return !ok || s.frames(payload, func(at int, part []byte) bool {
-		end := min(at+len(part), len(s.data))
-		return at >= len(s.data) || bytes.Equal(s.data[at:end], part[:end-at])
-	})
 }
 
 // wholeNumber fills in what a packet number's sender left out (RFC 9000 §A.3).
