@@ -77,6 +77,12 @@ type NamePolicy interface {
 	Answered(guest, name string, addrs []netip.Addr, ttl time.Duration, local bool) []netip.Addr
 }
 
+// RunningPolicy is what a Policy may be as well, to judge otherwise than new conversations those that it let in before
+// and that run when the rules change: as was, with the verdict that is in force.
+type RunningPolicy interface {
+	JudgeRunning(q Query, was Verdict) Verdict
+}
+
 // Default is the policy of a network that nobody configured: what QEMU's user network allows, less the ways to the
 // host's link-local neighbours. Conversations that the host opens are always let in.
 type Default struct {

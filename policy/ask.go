@@ -196,10 +196,13 @@ func (p *Policy) ask(g *guest, d decision, q flows.Query) flows.Verdict {
 	return flows.Verdict{Pending: h.verdict, Rule: rule}
 }
 
+// answeredYes ends the Rule of a verdict that somebody gave.
+const answeredYes = " (answered: allow)"
+
 // answer is the verdict that an answer makes.
 func answer(yes bool, rule string, inspect func(flows.Hello) flows.Verdict) flows.Verdict {
 	if yes {
-		return flows.Verdict{Allow: true, Rule: rule + " (answered: allow)", Inspect: inspect}
+		return flows.Verdict{Allow: true, Rule: rule + answeredYes, Inspect: inspect}
 	}
 	return flows.Verdict{Reject: true, Reason: flows.ReasonPolicy, Rule: rule + " (answered: reject)"}
 }

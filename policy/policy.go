@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,8 +69,9 @@ type Policy struct {
 }
 
 var (
-	_ flows.Policy     = (*Policy)(nil)
-	_ flows.NamePolicy = (*Policy)(nil)
+	_ flows.Policy        = (*Policy)(nil)
+	_ flows.NamePolicy    = (*Policy)(nil)
+	_ flows.RunningPolicy = (*Policy)(nil)
 )
 
 // New makes a policy, or says what is wrong with the document.
@@ -278,9 +280,9 @@ func (p *Policy) Judge(q flows.Query) flows.Verdict {
 	return verdict
 }
 
-// JudgeRunning judges a conversation that was let in before, after the document was replaced. It asks nobody, since
-// whoever was asked then has said yes, and an address stays open though its answer has run out since.
-func (p *Policy) JudgeRunning(q flows.Query) flows.Verdict {
+// JudgeRunning implements flows.RunningPolicy: it judges a conversation again that was let in before, as was. An
+// address stays open though its answer has run out since, and nobody is asked about what they have said yes to.
+func (p *Policy) JudgeRunning(q flows.Query, was flows.Verdict) flows.Verdict {
 	g, v := p.guest(q.Guest)
 	if p.learning() == LearnAllow {
 		v = p.open
@@ -288,9 +290,14 @@ func (p *Policy) JudgeRunning(q flows.Query) flows.Verdict {
 	d := p.decide(g, v, q, true)
 	verdict := d.verdict
 	if d.rule != nil && d.rule.Verdict == Ask {
-		verdict = flows.Verdict{Allow: true, Rule: d.rule.verdict.Rule}
+		// The rule may have another place by now.
+		_, text, _ := strings.Cut(was.Rule, ": ")
+		if strings.HasSuffix(d.rule.verdict.Rule+answeredYes, ": "+text) || d.rule.verdict.Rule+answeredYes == was.Rule {
+			verdict = flows.Verdict{Allow: true, Rule: was.Rule, Inspect: d.inspect}
+		} else {
+			verdict = p.ask(g, d, q)
+		}
 	}
-	verdict.Inspect = nil // its first bytes are gone
 	p.audit(Decision{Kind: "running", Guest: q.Guest, Proto: q.Proto, Dir: q.Dir, Src: q.Src, Dst: q.Dst, Name: d.display()}, verdict)
 	return verdict
 }
@@ -461,12 +468,21 @@ func (c *claim) inspected(h flows.Hello) flows.Verdict {
 	refuse := func(r *rule, why string) flows.Verdict {
 		return flows.Verdict{Reject: true, Reason: flows.ReasonHello, Rule: r.verdict.Rule + " (" + why + ")"}
 	}
-	yes := flows.Verdict{Allow: true, Rule: r.verdict.Rule}
+	allow := func(r *rule) flows.Verdict {
+		v := flows.Verdict{Allow: true, Rule: r.verdict.Rule}
+		if r.Verdict == Ask {
+			v.Rule += answeredYes
+		}
+		return v
+	}
 	if !c.byName && !c.disputed {
 		if !r.Check.takes(h.How) {
 			return refuse(r, "first bytes are "+h.How.String())
 		}
-		return yes
+		return allow(r)
+	}
+	if h.How == flows.HelloPart { // it could name anybody
+		return refuse(r, "first bytes are unclear")
 	}
 	if h.Name == "" || c.isDst(h.Name) {
 		switch {
@@ -475,7 +491,7 @@ func (c *claim) inspected(h flows.Hello) flows.Verdict {
 		case c.v.firstBytes == Strict || r.Check != Usual:
 			return refuse(r, "first bytes name nobody")
 		case r.lets():
-			return yes
+			return allow(r)
 		}
 		return r.verdict
 	}
@@ -498,7 +514,7 @@ func (c *claim) inspected(h flows.Hello) flows.Verdict {
 	case !x.Check.takes(h.How):
 		return refuse(x, "first bytes are "+h.How.String())
 	}
-	return flows.Verdict{Allow: true, Rule: x.verdict.Rule}
+	return allow(x)
 }
 
 // isDst says whether a name is the address itself: that is nobody's name, and nobody else's.
@@ -519,7 +535,7 @@ func (k Check) takes(h flows.HelloKind) bool {
 	case HTTP:
 		return h == flows.HelloHTTP
 	case Checked:
-		return h != flows.HelloNone
+		return h != flows.HelloNone && h != flows.HelloPart
 	}
 	return true
 }

@@ -422,7 +422,7 @@ func TestLifetime(t *testing.T) {
 	l.time = l.time.Add(time.Second)
 	l.judge("tcp 192.0.2.1:22", "reject policy")
 	// Those that run are not cut off.
-	if v := l.JudgeRunning(query("tcp 192.0.2.1:22")); !v.Allow {
+	if v := l.JudgeRunning(query("tcp 192.0.2.1:22"), flows.Verdict{Allow: true}); !v.Allow {
 		t.Errorf("running: %s", say(v))
 	}
 	l.judge("tcp 192.0.2.2:22", "allow")
@@ -477,6 +477,7 @@ func TestFirstBytes(t *testing.T) {
 	l.firstBytes(v, httpFor("192.0.2.1"), "allow")
 	l.firstBytes(v, httpFor("192.0.2.2"), "reject other-name")
 	l.firstBytes(v, hello(flows.HelloNone, ""), "allow")
+	l.firstBytes(v, hello(flows.HelloPart, ""), "reject other-name")
 	l.firstBytes(v, tlsFor("evil.example"), "reject other-name")
 	l.answer("g1", "ads.example.net", time.Minute, "192.0.2.9")
 	l.judge("tcp 192.0.2.9:443", "reject policy")
