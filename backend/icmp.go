@@ -31,6 +31,7 @@ const (
 // icmpFromGuest takes an ICMP message that the stack did not need. It reports whether it was an echo request that
 // goes further, so that the stack does not answer for somebody else.
 func (p *port) icmpFromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	defer p.guard("icmp")
 	src, dst := toNetip(id.RemoteAddress), toNetip(id.LocalAddress)
 	if p.net.isOurs(dst) {
 		return false

@@ -570,6 +570,7 @@ func (l *loop) sendNow(frames []link.Frame) int {
 		return 0
 	}
 	defer l.tx.Unlock()
+	defer l.p.guard("wire") // the caller may be another guest's
 	if l.behind || l.p.queue.waiting() {
 		return 0
 	}

@@ -205,9 +205,7 @@ func (n *Network) advertise() {
 }
 
 func (n *Network) advertiseAll(router bool) {
-	for _, p := range n.seg.all() {
-		p.advertise(router)
-	}
+	n.each("advertisement", func(p *port) { p.advertise(router) })
 }
 
 // advertise tells all stations of the port.

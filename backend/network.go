@@ -26,6 +26,7 @@ type Network struct {
 	cfg        Config
 	log        *slog.Logger
 	guestLog   *slog.Logger // of what guests cause, as often as they like
+	bugLog     *slog.Logger // of bugs that guests meet: the others' lines take none of its room
 	since      time.Time
 	gatewayMAC mac
 	linkLocal  netip.Addr         // the gateway's
@@ -65,7 +66,7 @@ func New(c Config) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{cfg: c, log: c.Logger.With("network", c.Name),
-		guestLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), since: time.Now(), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
+		guestLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), bugLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), since: time.Now(), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
 	n.seg.init(n.shown)
 	n.warned.init()
 	n.events = newEvents(c.Name)
@@ -117,9 +118,7 @@ func (n *Network) tend() {
 			continue
 		case <-t.C:
 		}
-		for _, p := range n.seg.all() {
-			p.udp.sweep()
-		}
+		n.each("sweep", func(p *port) { p.udp.sweep() })
 		n.inside.sweep()
 		n.dhcp.Sweep()
 		n.look(&h)

@@ -58,6 +58,7 @@ func (n *nic) IsAttached() bool {
 
 // WritePackets implements stack.LinkWriter.
 func (n *nic) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	defer n.port.guard("nic")
 	all := pkts.AsSlice()
 	for _, p := range all {
 		p.IncRef()

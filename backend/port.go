@@ -86,6 +86,10 @@ type port struct {
 	lastTo  mac
 	lastGen uint64
 
+	bug     chan struct{} // closed when one was met (contain.go)
+	bugOnce sync.Once
+	clock   *clock
+
 	wg sync.WaitGroup // everything that the port started
 }
 
@@ -94,7 +98,7 @@ const headLen = ethLen + 60 + 60
 
 // newPort makes the port of a guest that l carries. wire says what frames it gives and takes; l is around it, or it.
 func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (*port, error) {
-	p := &port{net: n, name: name, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue)}
+	p := &port{net: n, name: name, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue), bug: make(chan struct{})}
 	p.id = fmt.Sprintf("g%d", n.nextGuest.Add(1))
 	p.log = n.guestLog.With("guest", p.id)
 	p.queue = newQueue(func() { p.drop(flows.ReasonQueueFull) })
@@ -104,12 +108,14 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 	p.split.overlap = overlapOf(l)
 	p.gives, p.split.takes = link.OffloadsOf(wire)
 	p.carries = carriesOf(wire)
-	s, err := newStack(p.nic, &n.cfg)
+	p.ctx, p.stop = context.WithCancel(ctx)
+	p.clock = newClock(p)
+	s, err := newStack(p.nic, p.clock, &n.cfg)
 	if err != nil {
+		p.stop()
 		return nil, err
 	}
 	p.stack = s
-	p.ctx, p.stop = context.WithCancel(ctx)
 	if p.loop, err = newLoop(p); err != nil {
 		p.stop()
 		s.Destroy()
@@ -117,7 +123,8 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 	}
 	if p.loop != nil {
 		p.queue.notify = p.loop.wake
-		context.AfterFunc(p.ctx, p.loop.wake)
+		p.buffers.post = p.loop.post
+		p.after(p.ctx, "wake", p.loop.wake)
 	}
 	p.tcp.init(p)
 	p.udp.init(p)
@@ -129,22 +136,27 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 // run carries frames until the wire ends, then ends all that the guest had.
 func (p *port) run() error {
 	p.goes("dhcp", p.serveDHCP)
-	stop := context.AfterFunc(p.ctx, func() { p.link.Close() })
+	stop := p.after(p.ctx, "close", func() { p.link.Close() })
 	err := p.move()
 	stop()
 	p.stop()
-	p.link.Close()
-	p.queue.close()
-	p.net.seg.remove(p)
-	p.net.flows.EndGuest(p.id, flows.ReasonGuestGone)
-	p.udp.close()
-	p.stack.Close()
-	for !p.tcp.close() {
-		time.Sleep(time.Millisecond) // about what a goroutine takes to get from its start into the stack
-	}
-	p.wg.Wait()
-	p.stack.Wait()
-	p.batch.Release()
+	p.ended(
+		func() { p.link.Close() },
+		p.queue.close,
+		func() { p.net.seg.remove(p) },
+		func() { p.net.flows.EndGuest(p.id, flows.ReasonGuestGone) },
+		p.udp.close,
+		p.stack.Close,
+		func() {
+			for !p.tcp.close() {
+				time.Sleep(time.Millisecond) // about what a goroutine takes to get from its start into the stack
+			}
+		},
+		p.wg.Wait,
+		p.stack.Wait,
+		p.clock.stop,
+		p.batch.Release,
+	)
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) { // a VMM that was killed with frames unread
 		return nil
@@ -152,28 +164,11 @@ func (p *port) run() error {
 	return err
 }
 
-// goes starts a goroutine of the port's. A panic in it ends this guest and nobody else.
-func (p *port) goes(what string, f func()) {
-	p.wg.Add(1)
-	go func() {
-		defer p.wg.Done()
-		defer p.guard(what)
-		f()
-	}()
-}
-
-func (p *port) guard(what string) {
-	if r := recover(); r != nil {
-		p.log.Error("guest ended: a bug was met", "in", what, "panic", r, "stack", string(debug.Stack()))
-		p.stop()
-	}
-}
-
 // move carries frames both ways: in the loop where there is one, else with a writer of its own.
 func (p *port) move() (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			p.log.Error("guest ended: a bug was met", "in", "reader", "panic", r, "stack", string(debug.Stack()))
+			p.met("reader", r, debug.Stack())
 			err = fmt.Errorf("panic: %v", r)
 		}
 	}()

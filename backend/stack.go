@@ -35,8 +35,9 @@ func init() {
 	log.SetLevel(log.Warning) // gVisor's own log tells of every odd packet at Info, and guests choose how many there are
 }
 
-func newStack(ep stack.LinkEndpoint, c *Config) (*stack.Stack, error) {
+func newStack(ep stack.LinkEndpoint, clock tcpip.Clock, c *Config) (*stack.Stack, error) {
 	s := stack.New(stack.Options{
+		Clock:            clock,
 		NetworkProtocols: []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{
 			tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6,

@@ -60,6 +60,7 @@ func (t *tcpSide) init(p *port) {
 // fromGuest takes a segment that no conversation knows. Not a SYN: the stack answers with a reset, so that a guest
 // whose conversations ended with an earlier daemon knows at once.
 func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	defer t.port.guard("tcp")
 	flags := header.TCP(pkt.TransportHeader().Slice()).Flags()
 	if flags&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
 		return false
@@ -111,11 +112,11 @@ func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 			t.answer(pkt, id, k)
 			return
 		}
-		evicted := context.AfterFunc(ctx, func() { abort(host); t.giveUp(id, d) })
+		evicted := p.after(ctx, "evicted", func() { abort(host); t.giveUp(id, d) })
 		d.accept = func(guest *tcpConn) {
 			defer cancel()
 			evicted()
-			stop := context.AfterFunc(ctx, func() { abort(guest); abort(host) })
+			stop := p.after(ctx, "cut", func() { abort(guest); abort(host) })
 			defer stop()
 			f.SetState(flows.Open)
 			f.End(p.relay(guest, host, f))
@@ -319,7 +320,7 @@ func (t *tcpSide) toDNS(id stack.TransportEndpointID, pkt *stack.PacketBuffer) b
 	d := &dial{
 		dns: true,
 		accept: func(c *tcpConn) {
-			stop := context.AfterFunc(p.ctx, func() { c.Abort() })
+			stop := p.after(p.ctx, "cut", func() { c.Abort() })
 			defer stop()
 			c.mem = p.buffers.join(c.ep, serviceBuffer, nil)
 			defer c.mem.leave()
@@ -398,7 +399,7 @@ func newTCPConn(wq *waiter.Queue, ep tcpip.Endpoint, b *buffers) *tcpConn {
 // Write implements net.Conn.
 func (c *tcpConn) Write(b []byte) (int, error) {
 	n, err := c.TCPConn.Write(b)
-	c.of.grew(n)
+	c.of.grewHere(n)
 	if c.mem.crumb(n) {
 		time.Sleep(crumbPause) // and meanwhile the far side's bytes are put together
 	}

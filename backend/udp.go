@@ -83,6 +83,7 @@ func (u *udpSide) init(p *port) {
 // fromGuest takes a datagram that the stack has put together. It always has an answer of its own: the stack is to send
 // none.
 func (u *udpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	defer u.port.guard("udp")
 	src, dst := ends(id)
 	v := pkt.Data().AsRange().ToView()
 	if v != nil { // nil where there is no payload
