@@ -6,7 +6,8 @@ package backend
 // always has something, and together they never come to more. Nothing is asked of a guest with a few conversations:
 // they cannot come to half of the budget.
 //
-// All of it is under mu; what came in since the last look is counted by whoever brings it, who then looks.
+// All of it is under mu; what came in since the last look is counted by whoever brings it. Where the guest has a loop,
+// that does the looking, since the host sockets are its own.
 
 import (
 	"math"
@@ -18,6 +19,7 @@ import (
 	"unsafe"
 
 	"gvisor.dev/gvisor/pkg/atomicbitops"
+	gsync "gvisor.dev/gvisor/pkg/sync"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
@@ -42,8 +44,11 @@ const (
 )
 
 type buffers struct {
+	post func(func()) bool // has the loop do something; nil without one
+
 	grown atomic.Int64 // bytes that came since settle
 	slack atomic.Int64 // how many may
+	asked atomic.Bool  // the loop is to settle
 
 	mu    sync.Mutex
 	limit int     // the guest's
@@ -63,7 +68,9 @@ type held struct {
 	flow *flows.Flow // nil for a service's
 	want int         // what it gets where there is room
 	has  atomic.Int64
-	at   int // its place in of.all; -1 once it has left
+	at   int         // its place in of.all; -1 once it has left
+	told bool        // the host socket was told less than it would have
+	host func(n int) // tells the host socket, on the loop; 0 is for as much as the kernel likes
 
 	crumbs atomic.Int32 // small writes since the guest had taken all
 }
@@ -129,23 +136,39 @@ func (b *buffers) drop(h *held) {
 	}
 }
 
-// grew says that n bytes have come, and looks if it is time.
+// grew says that n bytes have come, and looks if it is time. It is for the guest's reader.
 func (b *buffers) grew(n int) {
 	if b.grown.Add(int64(n)) > b.slack.Load() {
 		b.settle()
 	}
 }
 
+// grewHere is grew for any goroutine.
+func (b *buffers) grewHere(n int) {
+	if b.grown.Add(int64(n)) > b.slack.Load() {
+		b.settleSoon()
+	}
+}
+
+// settleSoon is settle for any goroutine.
+func (b *buffers) settleSoon() {
+	if b.post == nil {
+		b.settle()
+	} else if !b.asked.Swap(true) && !b.post(b.settle) {
+		b.asked.Store(false)
+	}
+}
+
 // settle finds out what is held, and changes what each conversation may hold.
 func (b *buffers) settle() {
+	b.asked.Store(false)
 	if !b.mu.TryLock() {
 		return // somebody does
 	}
 	defer b.mu.Unlock()
 	b.count()
 	left := max(b.bound-b.sum, 0)
-	share := max(left/bufferShare, bufferLeast)
-	b.share = min(1<<(bits.Len(uint(share))-1), longBuffer) // steps of two, so that few are told
+	b.share = b.shareOf(left)
 	for _, h := range b.all {
 		h.give(b.share)
 	}
@@ -153,6 +176,12 @@ func (b *buffers) settle() {
 	if b.few() {
 		b.slack.Store(math.MaxInt64)
 	}
+}
+
+// shareOf is how much of what is left one may hold: by steps of two, so that few are told.
+func (*buffers) shareOf(left int) int {
+	share := max(left/bufferShare, bufferLeast)
+	return min(1<<(bits.Len(uint(share))-1), longBuffer)
 }
 
 // count adds up what is held, under mu, and lets go of what is over.
@@ -186,14 +215,38 @@ func (h *held) give(share int) {
 		h.of.hits++
 	}
 	h.has.Store(int64(n))
+	h.tell()
 	o := h.ep.SocketOptions()
 	o.SetReceiveBufferSize(int64(n), true)
 	o.SetSendBufferSize(int64(n), true)
 }
 
+// tell has the host's kernel hold as little: it would else take in megabytes for each conversation, of what the guest sends
+// and of what it does not take, and all of the host's TCP has to do with what the kernel has for it (tcp_mem).
+func (h *held) tell() {
+	n := int(h.has.Load())
+	switch {
+	case h.host == nil:
+	case n < min(h.want, tcpBuffer):
+		h.host(n)
+		h.told = true
+	case h.told:
+		h.host(0)
+		h.told = false
+	}
+}
+
+// hosts says how the host socket is told. It runs on the loop.
+func (h *held) hosts(tell func(n int)) {
+	h.of.mu.Lock()
+	defer h.of.mu.Unlock()
+	h.host = tell
+	h.tell()
+}
+
 // holds is how much memory the conversation takes for data.
 func (h *held) holds() int {
-	sent, _ := h.ep.GetSockOptInt(tcpip.SendQueueSizeOption)
+	sent := sending(h.ep)
 	if sent > 0 {
 		sent += int(h.crumbs.Load()) * segmentCost
 	}
@@ -211,7 +264,7 @@ func (h *held) crumb(n int) bool {
 	}
 	c := h.crumbs.Add(1)
 	if c%64 == 0 {
-		if sent, _ := h.ep.GetSockOptInt(tcpip.SendQueueSizeOption); sent == 0 {
+		if sending(h.ep) == 0 {
 			h.crumbs.Store(0)
 			return false
 		}
@@ -236,7 +289,7 @@ func (b *buffers) set(limit int) {
 	}
 	b.limit = limit
 	b.mu.Unlock()
-	b.settle()
+	b.settleSoon()
 }
 
 // squeeze makes the budget smaller for a time; 0 gives all of it back.
@@ -247,24 +300,73 @@ func (b *buffers) squeeze(bound int) {
 	}
 	b.bound = bound
 	b.mu.Unlock()
-	b.settle()
+	b.settleSoon()
 }
 
-// received is how much memory the data take that came from the guest and were not read: gVisor bounds that, with all that
-// belongs to a segment, and tells only the bytes. So it is read where it lies.
+// received is how much memory the data take that came from the guest and were not read, with all that belongs to a
+// segment; sending is how many bytes the guest has not acknowledged. gVisor bounds both, and tells neither: they are read
+// where they lie.
 func received(ep tcpip.Endpoint) int {
-	if e, ok := ep.(*tcp.Endpoint); ok && memUsed != 0 {
-		return int((*atomicbitops.Int32)(unsafe.Add(unsafe.Pointer(e), memUsed)).Load())
+	if e, ok := ep.(*tcp.Endpoint); ok && places.received != 0 {
+		return int((*atomicbitops.Int32)(unsafe.Add(unsafe.Pointer(e), places.received)).Load())
 	}
 	n, _ := ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
 	return n
 }
 
-// memUsed is where that lies; 0 if this gVisor keeps it otherwise.
-var memUsed = func() uintptr {
-	f, ok := reflect.TypeFor[tcp.Endpoint]().FieldByName("rcvMemUsed")
-	if !ok || f.Type != reflect.TypeFor[atomicbitops.Int32]() {
+func sending(ep tcpip.Endpoint) int {
+	e, ok := ep.(*tcp.Endpoint)
+	if !ok || places.sending == 0 {
 		return 0
 	}
-	return f.Offset
+	return lockedInt(unsafe.Pointer(e), places.sendMutex, places.sending)
+}
+
+// places is where gVisor has them in an endpoint; 0 if it keeps them otherwise, which a test tells.
+var places = func() (at struct{ received, sendMutex, sending uintptr }) {
+	t := reflect.TypeFor[tcp.Endpoint]()
+	if f, ok := t.FieldByName("rcvMemUsed"); ok && f.Type == reflect.TypeFor[atomicbitops.Int32]() {
+		at.received = f.Offset
+	}
+	q, ok := t.FieldByName("sndQueueInfo")
+	if !ok || q.Type.Kind() != reflect.Struct {
+		return at
+	}
+	if mu, used, ok := findLockedInt(q.Type, "sndQueueMu", "SndBufUsed"); ok {
+		at.sendMutex, at.sending = q.Offset+mu, q.Offset+used
+	}
+	return at
 }()
+
+// findLockedInt finds a mutex of gVisor's and an int beside it in a struct.
+func findLockedInt(t reflect.Type, mutex, number string) (mu, at uintptr, ok bool) {
+	m, ok := t.FieldByName(mutex)
+	if !ok {
+		return 0, 0, false
+	}
+	if m.Type != reflect.TypeFor[gsync.Mutex]() { // or one around it, for a checker of locks that is not built in
+		if m.Type.Kind() != reflect.Struct || m.Type.NumField() != 1 || m.Type.Field(0).Type != reflect.TypeFor[gsync.Mutex]() {
+			return 0, 0, false
+		}
+	}
+	f, ok := t.FieldByName(number)
+	if !ok || f.Type.Kind() != reflect.Int {
+		return 0, 0, false
+	}
+	off := uintptr(0)
+	for _, i := range f.Index { // promoted, perhaps
+		x := t.Field(i)
+		if x.Type.Kind() == reflect.Pointer {
+			return 0, 0, false
+		}
+		off, t = off+x.Offset, x.Type
+	}
+	return m.Offset, off, true
+}
+
+func lockedInt(p unsafe.Pointer, mutex, number uintptr) int {
+	mu := (*gsync.Mutex)(unsafe.Add(p, mutex))
+	mu.Lock()
+	defer mu.Unlock()
+	return *(*int)(unsafe.Add(p, number))
+}

@@ -123,6 +123,7 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 	}
 	if p.loop != nil {
 		p.queue.notify = p.loop.wake
+		p.buffers.post = p.loop.post
 		p.after(p.ctx, "wake", p.loop.wake)
 	}
 	p.tcp.init(p)

@@ -264,10 +264,24 @@ func (s *stream) start() {
 	} else {
 		s.mem.wants(bufferFor(s.ep))
 	}
+	s.mem.hosts(s.hostBuffers)
 	s.in = true
 	if !s.queued.Swap(true) {
 		s.l.ready = append(s.l.ready, s)
 	}
+}
+
+// hostBuffers bounds what the kernel holds for the host socket; 0 leaves it to the kernel again.
+func (s *stream) hostBuffers(n int) {
+	if s.fd < 0 {
+		return
+	}
+	if n == 0 {
+		unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, 0) // since Linux 5.14; before, it stays small
+		return
+	}
+	unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, n)
+	unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, n)
 }
 
 // bufferFor is how much a conversation may hold each way, by the round trip that its handshake took.

@@ -399,7 +399,7 @@ func newTCPConn(wq *waiter.Queue, ep tcpip.Endpoint, b *buffers) *tcpConn {
 // Write implements net.Conn.
 func (c *tcpConn) Write(b []byte) (int, error) {
 	n, err := c.TCPConn.Write(b)
-	c.of.grew(n)
+	c.of.grewHere(n)
 	if c.mem.crumb(n) {
 		time.Sleep(crumbPause) // and meanwhile the far side's bytes are put together
 	}
