@@ -54,9 +54,9 @@
 // answer lives, but 5 minutes at least. Answers that run out end no conversation. 4096 addresses are kept for a
 // guest, those used last.
 //
-// A guest may resolve a name if any conversation with it would be let in or asked about: by a rule that has the name, or
-// by one for any address. So where a rule lets a guest go to any address, it may resolve all names, and can tell the
-// world by its questions. Other names get REFUSED, or NXDOMAIN on request.
+// A guest may resolve a name if any conversation with it would be let in or asked about: by a rule that has the name,
+// or by the last word. Names say things to whoever answers for them, so where guards hold a rule for any address opens
+// none; allow tcp *:22 is the way to write that. Other names get REFUSED, or NXDOMAIN on request.
 //
 // A public name opens nothing private, and where guards hold such addresses are removed from the answer (rebinding),
 // unless a rule reaches them by address. The network's own names may point anywhere.

@@ -166,7 +166,11 @@ func (p *Policy) judgeName(v *view, name string, qtype uint16) flows.Verdict {
 func (v *view) says(name string) int32 {
 	k := classOfName(name)
 	a := asked{says: true}
-	i := min(v.byName(name, k, a), v.byWords(&v.out, k, a))
+	i := v.byName(name, k, a)
+	if v.guard {
+		k |= special // a rule for any address opens no names: questions tell whoever answers them things. * does.
+	}
+	i = min(i, v.byWords(&v.out, k, a))
 	for _, all := range everywhere {
 		if b := v.out.prefix[all]; b != nil {
 			i = min(i, v.find(b, k, a))

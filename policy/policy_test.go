@@ -295,7 +295,8 @@ func TestSandbox(t *testing.T) {
 		tcp 192.0.2.99:853             = reject policy
 		icmp 192.0.2.1                 = reject policy
 		in tcp 10.0.2.15:22            = allow`)
-	// Whoever may go to any address may resolve any name, but for other resolvers'.
+	// * is all names, but for other resolvers'.
+	l.resolves("any.example", "allow")
 	l.resolves("dns.google", "reject name")
 	l.resolves("x.cloudflare-dns.com", "reject name")
 	l.resolves("web.internal", "allow")
@@ -316,7 +317,15 @@ func TestNamesInSandbox(t *testing.T) {
 	l.resolves("1.1.1.1.in-addr.arpa", "reject name")
 	l.resolves("2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.0.0.0.0.0.d.f.ip6.arpa", "allow")
 	l.resolves("2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.3.0.0.0.0.0.d.f.ip6.arpa", "reject name")
-	l.resolves("use-application-dns.net", "reject name")
+	l.resolves("use-application-dns.net", "reject name") // by which Firefox knows to leave its own resolver alone
+	for _, text := range []string{"allow tcp any:22\nask udp any\nallow any 0.0.0.0/0\nallow any public", "reject any any\ndefault ask", "reject any evil.example\ndefault allow"} {
+		newLab(t, "preset sandbox\n"+text).resolves("evil.example", "reject name")
+	}
+	for _, text := range []string{"allow tcp *:22", "default ask", "reject any public\ndefault allow"} {
+		newLab(t, "preset sandbox\n"+text).resolves("evil.example", "allow")
+	}
+	newLab(t, "allow tcp any:22\ndefault reject").resolves("evil.example", "allow")
+	newLab(t, "allow tcp 192.0.2.1:22\ndefault reject").resolves("evil.example", "reject name")
 	// ftp is behind a rule that matches first.
 	l.resolves("ftp.debian.org", "allow")
 	// Keys to hide names with.
