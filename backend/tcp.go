@@ -118,6 +118,7 @@ func (t *tcpSide) fromGuest(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 			evicted()
 			stop := p.after(ctx, "cut", func() { abort(guest); abort(host) })
 			defer stop()
+			defer host.Close() // relay does, unless a policy panics in it
 			f.SetState(flows.Open)
 			f.End(p.relay(guest, host, f))
 		}
