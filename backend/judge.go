@@ -19,7 +19,7 @@ const askTime = time.Minute
 // settle waits for the answer to a verdict that is pending, has it in force for f, and returns it. What is not allowed is
 // ended and counted.
 func (p *port) settle(ctx context.Context, f *flows.Flow, v flows.Verdict) flows.Verdict {
-	v = await(ctx, v)
+	v = p.await(ctx, v)
 	f.SetVerdict(v)
 	if !v.Allow && f.State() != flows.Closed {
 		p.drops[v.Reason].Add(1)
@@ -29,7 +29,7 @@ func (p *port) settle(ctx context.Context, f *flows.Flow, v flows.Verdict) flows
 }
 
 // await returns the verdict that v waits for. It says yes or no.
-func await(ctx context.Context, v flows.Verdict) flows.Verdict {
+func (p *port) await(ctx context.Context, v flows.Verdict) flows.Verdict {
 	t := time.NewTimer(askTime)
 	defer t.Stop()
 	none := flows.Verdict{Reject: true, Reason: flows.ReasonUnanswered, Rule: v.Rule}
@@ -44,8 +44,11 @@ func await(ctx context.Context, v flows.Verdict) flows.Verdict {
 		return a
 	case <-t.C:
 		return none
-	case <-ctx.Done(): // the guest has gone, or the flow: nobody is answered
+	case <-ctx.Done(): // nobody is answered
 		none.Reject = false
+		if p.ctx.Err() != nil {
+			none.Reason = flows.ReasonGuestGone
+		}
 		return none
 	}
 }

@@ -146,7 +146,7 @@ func (m *mapping) judged(dst netip.AddrPort, was *peer, gen uint64, v flows.Verd
 	m.put(dst, x)
 	m.mu.Unlock()
 	m.port.goes("ask", func() {
-		v := await(ctx, v)
+		v := m.port.await(ctx, v)
 		h.asked.Add(-1)
 		m.answered(dst, x, v)
 	})
