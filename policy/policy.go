@@ -347,7 +347,9 @@ func (p *Policy) decide(g *guest, v *view, q flows.Query, running bool) decision
 		c.byName = true // so the question names it, and so the answer is for that name
 	}
 	if c.wantsFirstBytes(r) {
-		w := c.inspect
+		held := new(claim) // most conversations need none of this kept
+		*held = c
+		w := held.inspect
 		if r.Verdict == Ask {
 			d.inspect = w
 		} else {
