@@ -14,6 +14,7 @@ import (
 type health struct {
 	had4, had6 bool // a route to the world, once
 	exhausted  uint64
+	dns        string // its problem
 }
 
 const (
@@ -39,6 +40,15 @@ func (n *Network) look(h *health) {
 		n.recovered(noResources)
 	}
 	h.exhausted = now
+	// The resolver's own log has it, and the status asks it itself.
+	was, is := h.dns, n.dns.Status().Problem
+	switch {
+	case is != "" && was == "":
+		n.note(EventWarning, "", "dns", "%s", is)
+	case is == "" && was != "":
+		n.note(EventRecovered, "", "dns", "the host's resolvers answer again")
+	}
+	h.dns = is
 }
 
 // routes complains of what was there and is not: many a host never had IPv6.

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/backend/control"
 	"github.com/vmnetd/vmnetd/e2e/traffic"
 	"github.com/vmnetd/vmnetd/e2e/vm"
@@ -34,6 +35,20 @@ func (d *daemon) warns(t *testing.T, text string, want bool) {
 			return fmt.Errorf("warnings %q", list)
 		}
 		return nil
+	})
+	kind := map[bool]backend.EventKind{true: backend.EventWarning, false: backend.EventRecovered}[want]
+	wait(t, fmt.Sprintf("an event of the kind %s", kind), func() error {
+		list := ask[[]backend.Event](t, d, "events")
+		warned := map[string]bool{}
+		for _, e := range list {
+			if e.Kind == backend.EventWarning && strings.Contains(e.Subject+": "+e.Text, text) {
+				warned[e.Subject] = true
+			}
+			if e.Kind == kind && warned[e.Subject] {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", list)
 	})
 }
 
