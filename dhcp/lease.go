@@ -50,6 +50,9 @@ func (s *Server) forget(t *table, r *record, e Event) {
 // room makes the guest's share fit one record more.
 func (s *Server) room(t *table, guest string) {
 	for r := t.surplus(guest); r != nil; r = t.surplus(guest) {
+		if o := t.own[guest]; o != nil {
+			o.hits++
+		}
 		s.forget(t, r, EventRevoked)
 	}
 }
@@ -155,7 +158,7 @@ func (s *Server) probe(ctx context.Context, t *table, addr netip.Addr, c client)
 		// went to somebody else meanwhile is not ours to mark.
 		return used, nil
 	}
-	if used && by != "" && by != c.guest && s.claims(t, by) >= t.perGuest {
+	if used && by != "" && by != c.guest && s.claims(t, by) >= t.share(by) {
 		used = false // this guest has claimed its share of addresses already
 	}
 	if !used {

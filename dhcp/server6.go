@@ -205,7 +205,7 @@ func (s *Server) solicit(ctx context.Context, req *request6, r *dhcpv6.Message) 
 
 // assign6 finds an address for the i-th association, and binds it on commit. Zero: none is left.
 func (s *Server) assign6(ctx context.Context, req *request6, i int, ia *dhcpv6.OptIANA, want netip.Addr, commit bool) (netip.Addr, error) {
-	if i >= min(maxIA, s.v6.perGuest) {
+	if i >= min(maxIA, s.share6(req.client.guest)) {
 		return netip.Addr{}, nil
 	}
 	c := req.ia(ia)
@@ -251,7 +251,7 @@ func (s *Server) extend(ctx context.Context, req *request6, r *dhcpv6.Message) e
 				return err
 			}
 			s.addIA(r, ia, addr, dhcpv6.OptStatusCode{StatusCode: iana.StatusNoAddrsAvail, StatusMessage: "no address is left"})
-		case held.IsValid() || want.IsValid() && i < min(maxIA, s.v6.perGuest):
+		case held.IsValid() || want.IsValid() && i < min(maxIA, s.share6(req.client.guest)):
 			if held.IsValid() {
 				want = held
 			}

@@ -99,6 +99,7 @@ type table struct {
 	first       netip.Addr // where the search starts; it wraps from high to low
 	size        int        // addresses in the pool, at most maxRecords
 	perGuest    int
+	own         map[string]*ownShare  // of guests that have one of their own
 	reserved    map[netip.Addr]string // why an address is never leased
 	staticAddr  map[netip.Addr]MAC
 	staticByMAC map[MAC]netip.Addr
@@ -382,6 +383,9 @@ func (t *table) index(r *record) {
 		t.guests[r.guest] = g
 	}
 	g.records[r] = struct{}{}
+	if o := t.own[r.guest]; o != nil {
+		o.most = max(o.most, len(g.records))
+	}
 	r.away = !g.attached
 }
 
@@ -503,7 +507,7 @@ func (t *table) fresh(skip map[netip.Addr]bool) (netip.Addr, bool) {
 // only remembered or quarantined, then its oldest lease. Nil: it has room.
 func (t *table) surplus(name string) *record {
 	g := t.guests[name]
-	if g == nil || len(g.records) < t.perGuest {
+	if g == nil || len(g.records) < t.share(name) {
 		return nil
 	}
 	rank := func(r *record) int {
@@ -526,7 +530,7 @@ func (t *table) surplus(name string) *record {
 			worst = r
 		}
 	}
-	if n < t.perGuest {
+	if n < t.share(name) {
 		return nil
 	}
 	return worst

@@ -764,6 +764,7 @@ type gate struct {
 	perGuest, inAll, spared int
 	all                     int
 	by                      map[string]int
+	own                     map[string]*ownGate
 }
 
 func newGate(perGuest, inAll, spared int) gate {
@@ -771,15 +772,28 @@ func newGate(perGuest, inAll, spared int) gate {
 }
 
 func (g *gate) enter(guest string, guestFull, full Drop) Drop {
-	switch n := g.by[guest]; {
-	case n >= g.perGuest:
-		return guestFull
-	case g.all >= g.inAll && n >= g.spared:
-		return full
+	own, most := g.own[guest], g.perGuest
+	if own != nil {
+		most = own.limit
 	}
-	g.all++
-	g.by[guest]++
-	return ""
+	n := g.by[guest]
+	var d Drop
+	switch {
+	case n >= most:
+		d = guestFull
+	case g.all >= g.inAll && n >= g.spared:
+		d = full
+	default:
+		n++
+		g.all++
+		g.by[guest] = n
+	}
+	if own != nil {
+		if own.most = max(own.most, n); d != "" {
+			own.hits++
+		}
+	}
+	return d
 }
 
 func (g *gate) leave(guest string) {
