@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -90,14 +91,27 @@ type namedAddr struct{ network, address string }
 func (a namedAddr) Network() string { return a.network }
 func (a namedAddr) String() string  { return a.address }
 
-func (n *Network) dial(ctx context.Context, proto string, dst, from netip.AddrPort, rule string) (net.Conn, error) {
+func (n *Network) dial(ctx context.Context, proto string, dst, from netip.AddrPort, rule string) (c net.Conn, err error) {
 	p, err := n.find(ctx, dst.Addr())
 	if err != nil {
 		return nil, err
 	}
+	defer func() { // who dials is not the guest
+		if r := recover(); r != nil {
+			p.met("dial to it", r, debug.Stack())
+			c, err = nil, fmt.Errorf("dial %s: a bug was met: %v", dst, r)
+		}
+	}()
+	return p.dialIn(ctx, proto, dst, from, rule)
+}
+
+// dialIn opens a conversation with the guest.
+func (p *port) dialIn(ctx context.Context, proto string, dst, from netip.AddrPort, rule string) (net.Conn, error) {
+	n := p.net
 	p.dialed.Store(time.Now().UnixNano())
 	src := n.seenAs(from, dst.Addr())
 	q := flows.Query{Guest: p.id, Proto: flows.TCP, Dir: flows.In, Dst: dst, Rule: rule}
+	var err error
 	var d dialIn
 	if proto == "udp" {
 		q.Proto = flows.UDP

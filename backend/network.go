@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -143,7 +144,7 @@ func (n *Network) save() {
 
 // Serve plugs a guest in and carries its frames until its wire ends, ctx does, or the network is closed. A wire that
 // ends is not an error. name says how the guest is attached, for people. Serve closes l.
-func (n *Network) Serve(ctx context.Context, l link.Link, name string) error {
+func (n *Network) Serve(ctx context.Context, l link.Link, name string) (err error) {
 	wire := l
 	if n.cfg.Capture != nil {
 		l = n.cfg.Capture(l)
@@ -166,6 +167,12 @@ func (n *Network) Serve(ctx context.Context, l link.Link, name string) error {
 		l.Close()
 		return err
 	}
+	defer func() { // of what is done before run, and after
+		if r := recover(); r != nil {
+			p.met("serve", r, debug.Stack())
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
 	n.seg.add(p)
 	p.advertise(n.router6.Load()) // a guest that comes back over a new wire does not ask again
 	p.log.Info("guest plugged in", "link", name)

@@ -5,6 +5,7 @@ package backend
 // any net.Conn; on Linux host sockets go on the loop (stream_linux.go).
 
 import (
+	"errors"
 	"net"
 
 	"github.com/vmnetd/vmnetd/flows"
@@ -20,6 +21,9 @@ func (p *port) relay(guest *tcpConn, far net.Conn, f *flows.Flow) flows.Reason {
 		from = &heldConn{c, p, &firstBytes{}}
 	}
 	if _, _, err := portforward.Relay(from, far); err != nil {
+		if b := (*portforward.Bug)(nil); errors.As(err, &b) {
+			p.met("relay", b.Value, b.Stack)
+		}
 		return flows.ReasonReset
 	}
 	return flows.ReasonClosed

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -93,6 +94,11 @@ func (s *Server) forward(ctx context.Context, q *query, whole bool) ([]byte, err
 			server := rs.servers[(first+i)%n]
 			pending++
 			tries.Go(func() {
+				defer func() {
+					if r := recover(); r != nil {
+						results <- try{i, nil, &beside{r, debug.Stack()}}
+					}
+				}()
 				msg, err := s.exchange(ctx, server, q, tcp, whole)
 				results <- try{i, msg, err}
 			})
@@ -125,6 +131,9 @@ func (s *Server) forward(ctx context.Context, q *query, whole bool) ([]byte, err
 			}
 		case r := <-results:
 			pending--
+			if e := (*beside)(nil); errors.As(r.err, &e) {
+				panic(e)
+			}
 			if ctx.Err() != nil {
 				return out()
 			}

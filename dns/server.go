@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -54,6 +55,11 @@ type Config struct {
 	// say in it: nil, or a func that returns nil, is nobody. While somebody
 	// has, names that no host could have are NXDOMAIN.
 	Names func() Names
+
+	// Panicked is told of a panic in a goroutine that works for a guest, in
+	// place of the end of the process. The question stays without answer. nil:
+	// it is the end.
+	Panicked func(guest, what string, value any, stack []byte)
 
 	Limits Limits
 	Now    func() time.Time // nil: time.Now
@@ -178,6 +184,7 @@ type Server struct {
 	table     *table
 	resolvers atomic.Pointer[resolvers]
 	rotor     atomic.Uint64
+	panicked  func(guest, what string, value any, stack []byte)
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -235,16 +242,17 @@ func New(c Config) (*Server, error) {
 		}
 	}
 	s := &Server{
-		limits:  limits,
-		dial:    c.Dial,
-		now:     c.Now,
-		log:     c.Logger,
-		who:     c.Names,
-		table:   newTable(domain, zones, c.Prefixes, c.Gateway, c.Host),
-		dropped: make(map[Drop]*atomic.Uint64),
-		waiting: newGate(limits.PerGuest, limits.InAll, limits.Spared),
-		open:    newGate(limits.Conns, limits.ConnsInAll, 2),
-		conns:   make(map[net.Conn]bool),
+		limits:   limits,
+		dial:     c.Dial,
+		now:      c.Now,
+		log:      c.Logger,
+		who:      c.Names,
+		panicked: c.Panicked,
+		table:    newTable(domain, zones, c.Prefixes, c.Gateway, c.Host),
+		dropped:  make(map[Drop]*atomic.Uint64),
+		waiting:  newGate(limits.PerGuest, limits.InAll, limits.Spared),
+		open:     newGate(limits.Conns, limits.ConnsInAll, 2),
+		conns:    make(map[net.Conn]bool),
 	}
 	for _, d := range drops {
 		s.dropped[d] = new(atomic.Uint64)
@@ -405,6 +413,11 @@ func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, repl
 		s.drop(DropClosed)
 		return false
 	}
+	defer func() {
+		if !asking {
+			s.work.Done()
+		}
+	}()
 	q, own, chase, err := s.read(guest, query)
 	if q == nil {
 		if own != nil {
@@ -412,7 +425,6 @@ func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, repl
 		} else if d, ok := dropOf(err); ok {
 			s.drop(d)
 		}
-		s.work.Done()
 		return false
 	}
 	send := func(raw []byte) {
@@ -424,17 +436,16 @@ func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, repl
 	}
 	if own != nil {
 		send(own)
-		s.work.Done()
 		return false
 	}
 	if d := s.enter(guest); d != "" {
 		s.drop(d)
-		s.work.Done()
 		return false
 	}
 	go func() {
 		defer s.work.Done()
 		defer s.leave(guest)
+		defer s.guard(guest, "name")
 		if raw := s.resolve(ctx, guest, q, chase, false); raw != nil {
 			send(raw)
 		}
@@ -502,6 +513,7 @@ func (s *Server) ServeConn(ctx context.Context, guest string, c net.Conn) {
 		pending.Go(func() {
 			defer func() { <-slots }()
 			defer s.leave(guest)
+			defer s.guard(guest, "name")
 			if raw := s.resolve(ctx, guest, q, chase, true); raw != nil {
 				write(q.finish(raw, wire.MaxMsgSize))
 			}

@@ -82,7 +82,8 @@ func relay(a, b net.Conn, ab, ba *atomic.Int64) error {
 
 // pump copies src to dst up to src's end and passes that on. endedDst and
 // endedSrc are set before the end is passed to that side.
-func pump(dst, src net.Conn, n *atomic.Int64, endedDst, endedSrc *atomic.Bool) error {
+func pump(dst, src net.Conn, n *atomic.Int64, endedDst, endedSrc *atomic.Bool) (err error) {
+	defer caught(&err)
 	small := smallPool.Get().(*[smallBuf]byte)
 	var large *[largeBuf]byte
 	defer func() {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -114,20 +115,20 @@ func (t *Table) forget(c *conv) {
 // guest's conn carries it from there.
 func (c *conv) converse(ctx context.Context, host net.Conn, port uint16) {
 	e, t := c.e, c.e.t
-	over := func(err error) {
-		if err != nil {
-			c.mu.Lock()
-			cut := c.cut
-			c.mu.Unlock()
-			if cut {
-				e.count(ReasonCut)
-			} else {
-				e.count(ReasonReset)
-			}
+	var once sync.Once
+	over := func(err error) { once.Do(func() { c.over(err) }) }
+	dialled := sync.OnceFunc(func() { e.pending.Add(-1) })
+	defer e.guard("conversation", func() {
+		dialled()
+		c.mu.Lock()
+		guest := c.guest
+		c.mu.Unlock()
+		if guest != nil {
+			abort(guest)
 		}
-		t.forget(c)
-		t.wg.Done()
-	}
+		abort(host)
+		over(syscall.ECONNRESET)
+	})
 	var client netip.AddrPort
 	if a, ok := host.RemoteAddr().(*net.TCPAddr); ok {
 		client = a.AddrPort()
@@ -136,7 +137,7 @@ func (c *conv) converse(ctx context.Context, host net.Conn, port uint16) {
 	if err == nil && guest == nil {
 		err = errors.New("DialGuest returned neither a connection nor an error")
 	}
-	e.pending.Add(-1)
+	dialled()
 	c.mu.Lock()
 	cut, gone := c.cut, c.gone
 	c.guest = guest
@@ -166,6 +167,26 @@ func (c *conv) converse(ctx context.Context, host net.Conn, port uint16) {
 		return
 	}
 	over(relay(host, guest, &e.toGuest, &e.toClient))
+}
+
+// over is what remains to be done for a conversation that has ended.
+func (c *conv) over(err error) {
+	e, t := c.e, c.e.t
+	if b := (*Bug)(nil); errors.As(err, &b) {
+		e.met("relay", b.Value, b.Stack)
+	}
+	if err != nil {
+		c.mu.Lock()
+		cut := c.cut
+		c.mu.Unlock()
+		if cut {
+			e.count(ReasonCut)
+		} else {
+			e.count(ReasonReset)
+		}
+	}
+	t.forget(c)
+	t.wg.Done()
 }
 
 // end resets both sides, or gives up the dial.

@@ -339,11 +339,13 @@ func (ss *sessions) converse(e *entry, s *session) {
 	defer t.wg.Done()
 	defer s.drop()
 	defer ss.finish(e, s)
+	dialled := sync.OnceFunc(func() { e.pending.Add(-1) })
+	defer e.guard("datagrams", dialled)
 
 	ctx, cancel := context.WithTimeout(s.ctx, t.cfg.DialTimeout)
 	guest, err := t.cfg.Guest.DialGuest(ctx, "udp", e.rule.Guest, s.key.sock.port, shownAs(e.rule.Source, s.key.client), e.text)
 	cancel()
-	e.pending.Add(-1)
+	dialled()
 	if err == nil && guest == nil {
 		err = errors.New("DialGuest returned neither a connection nor an error")
 	}

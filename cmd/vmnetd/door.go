@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -215,6 +216,11 @@ func (d *door) plug(wires context.Context, n *backend.Network, g *caller) {
 	defer g.close()
 	defer context.AfterFunc(wires, g.close)()
 	name := d.String() + g.peer
+	defer func() { // a network sees to its guests itself: this one has not come to that
+		if r := recover(); r != nil {
+			d.log.Error("guest turned away: a bug was met", "link", name, "panic", r, "stack", string(debug.Stack()))
+		}
+	}()
 	l, err := g.wire()
 	what := "guest turned away"
 	if err == nil {
