@@ -521,6 +521,29 @@ func (s *Server) ServeConn(ctx context.Context, guest string, c net.Conn) {
 	}
 }
 
+// guard, deferred, tells of a panic instead of ending the process.
+func (s *Server) guard(guest, what string) {
+	if s.panicked == nil {
+		return
+	}
+	switch r := recover().(type) {
+	case nil:
+	case *beside:
+		s.panicked(guest, what, r.value, r.stack)
+	default:
+		s.panicked(guest, what, r, debug.Stack())
+	}
+}
+
+// beside is a panic of a goroutine that worked for another one, which goes on
+// with it as its own.
+type beside struct {
+	value any
+	stack []byte
+}
+
+func (e *beside) Error() string { return fmt.Sprintf("panic: %v\n%s", e.value, e.stack) }
+
 func dropOf(err error) (Drop, bool) {
 	switch {
 	case errors.Is(err, errShort):
