@@ -45,6 +45,9 @@ func fuzzGuest(f *testing.F, loop bool) {
 	for _, s := range conversations() {
 		f.Add([]byte(s))
 	}
+	was := Patience
+	Patience = 6 * time.Second // the engine ends an input after ten, and does not say what it waited for
+	f.Cleanup(func() { Patience = was })
 	w := newBesieged(f, loop)
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if len(in) > 16<<10 {
@@ -322,6 +325,11 @@ func newBesieged(t testing.TB, loop bool) *besieged {
 	return b
 }
 
+func stacks() []byte {
+	buf := make([]byte, 1<<20)
+	return buf[:runtime.Stack(buf, true)]
+}
+
 func heapInUse() uint64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -403,11 +411,15 @@ func (b *besieged) live(t testing.TB, in script, want ...Check) {
 		}
 		return true
 	})
-	var now census
-	eventually(t, "what it had is gone", func() bool {
-		now = b.count(t)
-		return now.goroutines <= b.idle.goroutines && now.descriptors <= b.idle.descriptors
-	})
+	for end := time.Now().Add(Patience); ; time.Sleep(time.Millisecond) {
+		now := b.count(t)
+		if now.goroutines <= b.idle.goroutines && now.descriptors <= b.idle.descriptors {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%+v are left, %+v were there before\n%s", now, b.idle, stacks())
+		}
+	}
 	if b.lives++; b.lives%512 == 0 {
 		// Half of it is for the fuzzing engine, whose buffer of 100 MB comes and goes. A worker sees a hundred thousand
 		// lives, and then it is 1 KB for each.
@@ -543,8 +555,7 @@ func (i *insider) unplug(t testing.TB) {
 		select {
 		case <-ended:
 		case <-time.After(Patience):
-			buf := make([]byte, 1<<20)
-			t.Fatalf("the insider's wire does not end\n%s", buf[:runtime.Stack(buf, true)])
+			t.Fatalf("the insider's wire does not end\n%s", stacks())
 		}
 	}
 	i.b.world.drop()
@@ -627,7 +638,7 @@ func (i *insider) sync(t testing.TB) {
 		over := i.over
 		i.mu.Unlock()
 		if !over {
-			t.Fatal("the insider itself is not served any more")
+			t.Fatalf("the insider itself is not served any more\n%s", stacks())
 		}
 	}
 }
