@@ -53,9 +53,16 @@ type Network struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup // the network's own goroutines and its ports
 
+	coming chan struct{} // a place for each guest whose stack is being made
+
 	mu     sync.Mutex
 	closed bool
 }
+
+// comingAtOnce is how many guests are let in at a time; the others wait their turn. A stack takes a processor for a tenth
+// of a millisecond, and a thousand that come at once would all be before the next frame of a guest that is here. Two keep
+// two processors busy when a lab of VMs starts.
+const comingAtOnce = 2
 
 // ErrClosed is what calls get after Close.
 var ErrClosed = errors.New("network is closed")
@@ -67,7 +74,7 @@ func New(c Config) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{cfg: c, log: c.Logger.With("network", c.Name),
-		guestLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), bugLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), since: time.Now(), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
+		guestLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), bugLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), since: time.Now(), coming: make(chan struct{}, comingAtOnce), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
 	n.seg.init(n.shown)
 	n.warned.init()
 	n.events = newEvents(c.Name)
@@ -162,7 +169,14 @@ func (n *Network) Serve(ctx context.Context, l link.Link, name string) (err erro
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
+	select {
+	case n.coming <- struct{}{}:
+	case <-ctx.Done():
+		l.Close()
+		return ctx.Err()
+	}
 	p, err := n.newPort(ctx, l, wire, name)
+	<-n.coming
 	if err != nil {
 		l.Close()
 		return err
