@@ -256,9 +256,6 @@ func TestJSONErrors(t *testing.T) {
 }
 
 func FuzzParseRule(f *testing.F) {
-	for _, s := range canonical {
-		f.Add(s)
-	}
 	f.Fuzz(func(t *testing.T, s string) {
 		r, err := ParseRule(s)
 		if err != nil {
@@ -288,9 +285,6 @@ func FuzzParseRule(f *testing.F) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add(document)
-	f.Add("guest *\nguest a\npreset open\n")
-	f.Add("default ask\nask any\n")
 	f.Fuzz(func(t *testing.T, s string) {
 		d, err := Parse(s)
 		if err != nil {
