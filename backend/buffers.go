@@ -284,6 +284,9 @@ func (b *buffers) use() flows.Use {
 // set changes the budget.
 func (b *buffers) set(limit int) {
 	b.mu.Lock()
+	if b.limit == 0 {
+		b.init(limit)
+	}
 	if b.bound == b.limit || b.bound > limit {
 		b.bound = limit
 	}

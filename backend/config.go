@@ -78,8 +78,10 @@ type Config struct {
 	Policy flows.Policy
 	// Doors are addresses of this host where guests plug in over TCP. No guest reaches them, whatever the policy says.
 	Doors []netip.AddrPort
-	// Limits bound what guests may have open. Zero fields have defaults.
+	// Limits bound what each guest may have open, hold and move. Zero fields have defaults.
 	Limits flows.Limits
+	// GuestLimits are guests' own, by the MAC that they show first. What they leave at zero is as in Limits.
+	GuestLimits map[string]flows.Limits
 
 	// Isolate keeps guests from seeing one another's frames.
 	Isolate bool

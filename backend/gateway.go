@@ -103,6 +103,10 @@ func (p *port) mayUse(src mac) bool {
 		return false
 	}
 	p.lastMAC, p.lastOwn = src, p.net.seg.learnMAC(p, src)
+	if p.lastOwn && !p.known {
+		p.known = true
+		p.limit()
+	}
 	if !p.lastOwn && p.net.cfg.StrictLeases {
 		p.drop(flows.ReasonSpoofed)
 		return false
@@ -219,6 +223,10 @@ func (p *port) toStack(kind uint16, ip []byte, body link.Span) {
 	}
 	p.tcp.makeWay(kind, ip)
 	if p.gro.alone(p.nic, p.batch, kind, ip, body) {
+		return
+	}
+	if isFragment(kind, ip) {
+		p.fragments.count(kind == etherIPv6, body.Len(), func() { p.nic.deliver(tcpip.NetworkProtocolNumber(kind), p.batch, body) })
 		return
 	}
 	switch kind {

@@ -75,15 +75,18 @@ type loop struct {
 	tx     sync.Mutex // the wire's writing side: the loop's while it flushes, else whose TryLock gets it (sendNow)
 	behind bool       // under tx: the wire has not taken all that was written before
 
-	ready   []*stream            // to be moved
-	held    []*stream            // not read, since the guest's queue is long
-	dialing list.List            // streams that wait for the far side, oldest first
-	saying  list.List            // streams whose guest has begun to say whom it wants, likewise
-	asking  map[*stream]struct{} // about which somebody is asked
-	leaving map[*stream]struct{}
-	crumbs  []*stream   // whose far side trickles, and the guest takes nothing
-	later   *time.Timer // moves them on
-	timer   *time.Timer // wakes the loop when the first of them has waited long enough
+	ready              []*stream            // to be moved
+	held               []*stream            // not read, since the guest's queue is long
+	dialing            list.List            // streams that wait for the far side, oldest first
+	saying             list.List            // streams whose guest has begun to say whom it wants, likewise
+	asking             map[*stream]struct{} // about which somebody is asked
+	leaving            map[*stream]struct{}
+	crumbs             []*stream   // whose far side trickles, and the guest takes nothing
+	later              *time.Timer // moves them on
+	deaf               bool        // the wire is left unread: the guest has sent more than its rate
+	slow               bool        // and got more than that
+	upTimer, downTimer *time.Timer // for when that is over
+	timer              *time.Timer // wakes the loop when the first of them has waited long enough
 
 	taken     []item // from the queue
 	spare     []item // the slice before it, for the queue to fill
@@ -134,6 +137,10 @@ func newLoop(p *port) (*loop, error) {
 	l.ackTimer.Stop()
 	l.later = time.AfterFunc(crumbTime, func() { l.post(l.moveCrumbs) })
 	l.later.Stop()
+	l.upTimer = time.AfterFunc(paceWait, func() { l.post(func() { l.rein(0) }) })
+	l.upTimer.Stop()
+	l.downTimer = time.AfterFunc(paceWait, func() { l.post(func() {}) }) // the loop flushes each time that it runs
+	l.downTimer.Stop()
 	l.cut = p.cut
 	l.pass = func(pkt *stack.PacketBuffer) { l.acks.pass(pkt, l.cut) }
 	var err error
@@ -212,11 +219,39 @@ func (l *loop) watchLink(out bool) {
 		return
 	}
 	l.wantOut = out
-	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: linkIndex}
-	if out {
+	l.watchLinkAs()
+}
+
+func (l *loop) watchLinkAs() {
+	ev := unix.EpollEvent{Fd: linkIndex}
+	if !l.deaf {
+		ev.Events |= unix.EPOLLIN
+	}
+	if l.wantOut {
 		ev.Events |= unix.EPOLLOUT
 	}
 	l.link.Poll(func(fd int) error { return unix.EpollCtl(l.ep, unix.EPOLL_CTL_MOD, fd, &ev) })
+}
+
+// rein leaves the wire unread for as long as the guest has sent more than its rate, and listens again when it has not.
+func (l *loop) rein(n int) {
+	d := l.p.up.take(n)
+	if deaf := d > 0; deaf != l.deaf {
+		l.deaf = deaf
+		l.watchLinkAs()
+	}
+	if d > 0 {
+		l.upTimer.Reset(d)
+	}
+}
+
+// slows says whether the guest has got more than its rate. Then it looks again when it has not.
+func (l *loop) slows() bool {
+	d := l.p.down.take(0)
+	if l.slow = d > 0; l.slow {
+		l.downTimer.Reset(d)
+	}
+	return l.slow
 }
 
 // linkIndex is the guest's socket's: the second that is watched.
@@ -366,7 +401,7 @@ func (l *loop) spin() (int, error) {
 func (l *loop) pending() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.posted) > 0 || len(l.woken) > 0 || !l.wantOut && l.p.queue.waiting() || l.p.ctx.Err() != nil
+	return len(l.posted) > 0 || len(l.woken) > 0 || !l.wantOut && !l.slow && l.p.queue.waiting() || l.p.ctx.Err() != nil
 }
 
 func (l *loop) epollNow() (int, error) {
@@ -405,6 +440,7 @@ func (l *loop) readLink() error {
 	l.acks.read += size
 	l.acks.few = 2 * (p.mtu() + header.EthernetMinimumSize)
 	p.carry()
+	l.rein(size)
 	l.passed = p.elsewhere == len(p.batch.Frames)
 	least := pauseMin
 	if l.passed {
@@ -484,6 +520,9 @@ func (l *loop) flush() error {
 		l.tx.Unlock()
 	}()
 	for l.flushed = 0; l.flushed < flushMost; {
+		if l.slows() {
+			return nil
+		}
 		if !l.writing {
 			if l.at == len(l.taken) {
 				if l.taken != nil {
@@ -516,6 +555,7 @@ func (l *loop) write() error {
 	l.passed = l.passed && n == 0
 	p.txBytes.Add(uint64(size))
 	p.txFrames.Add(uint64(n))
+	p.down.take(size)
 	l.next += n
 	switch {
 	case errors.Is(err, link.ErrWait):
@@ -571,7 +611,7 @@ func (l *loop) sendNow(frames []link.Frame) int {
 	}
 	defer l.tx.Unlock()
 	defer l.p.guard("wire") // the caller may be another guest's
-	if l.behind || l.p.queue.waiting() {
+	if l.behind || l.p.down.rate.Load() > 0 || l.p.queue.waiting() {
 		return 0
 	}
 	n, err := l.link.TryWriteFrames(frames)
@@ -618,6 +658,8 @@ func (l *loop) end() {
 	l.timer.Stop()
 	l.ackTimer.Stop()
 	l.later.Stop()
+	l.upTimer.Stop()
+	l.downTimer.Stop()
 	l.close()
 }
 

@@ -21,6 +21,8 @@ func newLoop(*port) (*loop, error) { return nil, nil }
 func (*loop) run() error { return nil }
 func (*loop) wake()      {}
 
+func (*loop) post(func()) bool { return false }
+
 func (*loop) sendNow([]link.Frame) int { return 0 }
 
 func (*loop) carry(int, *tcpConn, *flows.Flow, *atomic.Int64, *atomic.Int64, func(error)) func(flows.Reason) {

@@ -39,6 +39,7 @@ type Network struct {
 	forwards *portforward.Table
 	seg      segment
 	inside   inside
+	limits   limitTable
 	keep     keeper
 
 	router6   atomic.Bool
@@ -76,6 +77,9 @@ func New(c Config) (*Network, error) {
 	n := &Network{cfg: c, log: c.Logger.With("network", c.Name),
 		guestLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), bugLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), since: time.Now(), coming: make(chan struct{}, comingAtOnce), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
 	n.seg.init(n.shown)
+	if err := n.limits.init(&c); err != nil {
+		return nil, err
+	}
 	n.warned.init()
 	n.events = newEvents(c.Name)
 	policy := c.Policy
@@ -120,6 +124,7 @@ func (n *Network) tend() {
 		case <-save.C:
 			n.save()
 			n.saveAdded(false)
+			n.each("sample", (*port).sample)
 			continue
 		case <-look.C:
 			w.look(n)
@@ -281,7 +286,7 @@ func (p *port) info() GuestInfo {
 	g := GuestInfo{
 		ID: p.id, Link: p.name, Since: p.since, Addrs: []netip.Addr{},
 		RxFrames: p.rxFrames.Load(), RxBytes: p.rxBytes.Load(), TxFrames: p.txFrames.Load(), TxBytes: p.txBytes.Load(),
-		MTU: int(p.declared.Load()), Queued: int(p.queue.bytes.Load()), QueueSize: queueLimit, Dropped: p.dropped(),
+		MTU: int(p.declared.Load()), Queued: int(p.queue.bytes.Load()), QueueSize: int(p.queue.limit.Load()), Dropped: p.dropped(),
 	}
 	macs, addrs := p.net.seg.shownBy(p)
 	if len(macs) > 0 {

@@ -47,8 +47,11 @@ type port struct {
 	ctx     context.Context // ends with the port
 	stop    context.CancelFunc
 
-	buffers buffers
-	limits  atomic.Pointer[flows.Limits] // in force: nothing in it is zero
+	limits    atomic.Pointer[flows.Limits] // in force: nothing in it is zero
+	buffers   buffers
+	fragments fragments
+	up, down  throttle
+	rates     rates
 
 	tcp  tcpSide
 	udp  udpSide
@@ -70,6 +73,7 @@ type port struct {
 	offload    link.Offload  // of the frame at hand, if they are Told
 	finisher   finisher
 	lastMAC    mac
+	known      bool          // it has shown one, and what is its own by that MAC is in force
 	lastOwn    bool          // lastMAC is this port's
 	warned     bool          // of its MAC
 	warnedAddr bool          // of its address
@@ -78,6 +82,7 @@ type port struct {
 	lastSrcGen [2]uint64 // the segment's then
 	flooded    bucket
 	onward     onward
+	read       int // bytes of the batch
 	elsewhere  int // frames since the loop set it to 0 whose answer, if any, a goroutine or another guest's loop gets
 
 	// Of the writer only.
@@ -116,6 +121,7 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 		return nil, err
 	}
 	p.stack = s
+	p.fragments.find(s)
 	if p.loop, err = newLoop(p); err != nil {
 		p.stop()
 		s.Destroy()
@@ -128,6 +134,7 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 	}
 	p.tcp.init(p)
 	p.udp.init(p)
+	p.limit()
 	s.SetTransportProtocolHandler(header.ICMPv4ProtocolNumber, p.icmpFromGuest)
 	s.SetTransportProtocolHandler(header.ICMPv6ProtocolNumber, p.icmpFromGuest)
 	return p, nil
@@ -153,6 +160,7 @@ func (p *port) run() error {
 			}
 		},
 		p.wg.Wait,
+		p.unlimit,
 		p.stack.Wait,
 		p.clock.stop,
 		p.batch.Release,
@@ -183,6 +191,7 @@ func (p *port) move() (err error) {
 			return err
 		}
 		p.carry()
+		p.wait(&p.up, p.read)
 	}
 }
 
@@ -201,10 +210,11 @@ func (p *port) carry() {
 		}
 		p.rxFrames.Add(1)
 		p.rxBytes.Add(uint64(s.Len()))
-		size += s.Len() + segmentCost
+		size += s.Len()
 		p.fromGuest(s)
 	}
-	p.buffers.grew(size)
+	p.read = size
+	p.buffers.grew(size + len(p.batch.Frames)*segmentCost)
 	p.gro.flushAll(p.nic, p.batch)
 	p.onward.send(p.batch)
 }
@@ -222,9 +232,11 @@ func (p *port) write() {
 		}
 		for rest := items; len(rest) > 0; {
 			n, _ := p.compose(rest, p.cut)
+			size := 0
 			for i := range p.split.frames {
-				p.txBytes.Add(uint64(p.split.frames[i].Len()))
+				size += p.split.frames[i].Len()
 			}
+			p.txBytes.Add(uint64(size))
 			p.txFrames.Add(uint64(len(p.split.frames)))
 			_, err := p.link.WriteFrames(p.split.frames)
 			p.queue.done(rest[:n])
@@ -234,6 +246,7 @@ func (p *port) write() {
 				p.stop() // the reader's end says why
 				return
 			}
+			p.wait(&p.down, size)
 		}
 	}
 }
@@ -242,7 +255,11 @@ func (p *port) write() {
 // comes to it. It returns how many items and bytes that were.
 func (p *port) compose(items []item, pass func(*stack.PacketBuffer)) (n, size int) {
 	p.split.reset()
-	for ; n < len(items) && size < mostAtOnce; n++ {
+	most := mostAtOnce
+	if p.down.rate.Load() > 0 {
+		most = paceLeast
+	}
+	for ; n < len(items) && size < most; n++ {
 		i := &items[n]
 		size += i.size
 		switch {

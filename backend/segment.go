@@ -4,8 +4,8 @@ package backend
 // carries frames between guests and never waits for one: another port's queue takes a frame or drops it.
 //
 // All of it is under seg.mu. A MAC or address belongs to the port that showed it first, until that port goes; a lease
-// outweighs that, and so does an IPv6 address made of one's MAC. A port keeps at most perPort of each, so spoofed ones fill their own port's share and evict nobody
-// else's, and none that is leased.
+// outweighs that, and so does an IPv6 address made of one's MAC. A port keeps as many of each as its limits say, so spoofed ones fill
+// their own port's share and evict nobody else's, and none that is leased.
 
 import (
 	"net/netip"
@@ -16,10 +16,6 @@ import (
 	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/flows"
 )
-
-// perPort is how many MACs and how many addresses one port may show: a guest with containers or nested guests on a
-// bridge of its own has dozens. Beyond it the oldest of the same port is forgotten.
-const perPort = 256
 
 // floodRate and floodBurst bound the frames a second that one guest can have copied to all others. 1000 is a hundred
 // times what a busy LAN's ARP, NDP and mDNS come to.
@@ -51,6 +47,8 @@ type neighbour struct {
 type shown struct {
 	macs  []mac
 	addrs []netip.Addr
+	most  [2]int    // of either, ever
+	hits  [2]uint64 // how often one was forgotten for another
 }
 
 func (s *segment) init(onShown func(netip.Addr, mac)) {
@@ -99,14 +97,16 @@ func (s *segment) learnMAC(p *port, m mac) bool {
 	default:
 		return false
 	}
-	if len(v.macs) >= perPort {
+	for len(v.macs) >= p.limits.Load().MACs {
 		// The first is the guest's own and stays: the others are what lives behind it.
+		v.hits[0]++
 		delete(s.macs, v.macs[1])
 		v.macs = slices.Delete(v.macs, 1, 2)
 		p.drop(flows.ReasonMACLimit)
 	}
 	s.macs[m] = p
 	v.macs = append(v.macs, m)
+	v.most[0] = max(v.most[0], len(v.macs))
 	s.gen.Add(1)
 	return true
 }
@@ -142,14 +142,17 @@ func (s *segment) noteAddr(p *port, a netip.Addr, m mac, leased bool) bool {
 		n, ok = neighbour{}, false
 	}
 	if !ok {
-		if len(v.addrs) >= perPort {
-			// There is one: DHCP leases a port fewer.
-			if i := slices.IndexFunc(v.addrs, func(b netip.Addr) bool { return !s.neigh[b].leased }); i >= 0 {
-				delete(s.neigh, v.addrs[i])
-				v.addrs = slices.Delete(v.addrs, i, i+1)
+		for len(v.addrs) >= p.limits.Load().Neighbours {
+			i := slices.IndexFunc(v.addrs, func(b netip.Addr) bool { return !s.neigh[b].leased })
+			if i < 0 {
+				break
 			}
+			v.hits[1]++
+			delete(s.neigh, v.addrs[i])
+			v.addrs = slices.Delete(v.addrs, i, i+1)
 		}
 		v.addrs = append(v.addrs, a)
+		v.most[1] = max(v.most[1], len(v.addrs))
 	}
 	s.neigh[a] = neighbour{p, m, leased || n.leased}
 	s.gen.Add(1)
@@ -260,6 +263,16 @@ func (s *segment) shownBy(p *port) ([]mac, []netip.Addr) {
 		return nil, nil
 	}
 	return slices.Clone(v.macs), slices.Clone(v.addrs)
+}
+
+// mostOf is how many MACs and addresses p has shown at most, and how often some were forgotten.
+func (s *segment) mostOf(p *port) (most [2]int, hits [2]uint64) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if v := s.seen[p]; v != nil {
+		return v.most, v.hits
+	}
+	return most, hits
 }
 
 // addrsOf returns the addresses that a MAC has shown.

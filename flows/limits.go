@@ -120,8 +120,8 @@ var allLimits = []Limit{
 // AllLimits returns every limit there is, in the order people see them.
 func AllLimits() []Limit { return slices.Clone(allLimits) }
 
-// or returns l with what it leaves at zero taken from m.
-func (l Limits) or(m Limits) Limits {
+// Under returns l with what it leaves at zero taken from m, which may leave it so as well.
+func (l Limits) Under(m Limits) Limits {
 	for i := range allLimits {
 		if p := allLimits[i].at(&l); *p <= 0 {
 			*p = allLimits[i].Of(&m)
@@ -131,7 +131,7 @@ func (l Limits) or(m Limits) Limits {
 }
 
 // Or is l, for one guest, where the network has m, or the defaults: nothing in it is zero.
-func (l Limits) Or(m Limits) Limits { return l.or(m).withDefaults() }
+func (l Limits) Or(m Limits) Limits { return l.Under(m).withDefaults() }
 
 func (l Limits) withDefaults() Limits {
 	for i := range allLimits {

@@ -1,0 +1,3 @@
+package backend
+
+func (n *Network) memoryLimit() []LimitInfo { return nil }
