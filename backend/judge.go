@@ -88,7 +88,7 @@ func (n *Network) SetPolicy(p flows.Policy, now bool) (ended int) {
 }
 
 // defaultPolicy is what is in force where nobody chose another.
-func (c *Config) defaultPolicy(linkLocal netip.Addr) flows.Policy {
+func (c *Config) defaultPolicy(linkLocal netip.Addr) *flows.Default {
 	return &flows.Default{
 		Gateways:       []netip.Addr{c.Gateway4, c.Gateway6, linkLocal},
 		Local:          []netip.Prefix{c.Prefix4, c.Prefix6},

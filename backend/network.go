@@ -198,6 +198,7 @@ func (n *Network) Serve(ctx context.Context, l link.Link, name string) (err erro
 	n.note(EventGuestIn, p.id, name, "plugged in at %s", name)
 	err = p.run()
 	n.dhcp.Detach(p.id)
+	n.forget(p.id)
 	p.log.Info("guest gone", "link", name, "error", err)
 	if err != nil {
 		n.note(EventGuestGone, p.id, name, "gone: %v", err)

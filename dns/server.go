@@ -346,6 +346,11 @@ func (s *Server) Close() error {
 // Domain returns the domain of guests' names, for DHCP to tell.
 func (s *Server) Domain() string { return s.table.domain }
 
+// Local says whether a name, in lower case without its final dot, is answered here and not by the host's resolvers.
+func (s *Server) Local(name string) bool {
+	return s.table.lookup(wire.CanonicalName(name), wire.TypeA).ours
+}
+
 // SetHost gives the guest owner (any word that stays the same: its MAC, its
 // lease) the name that it asked for, and takes away the one it had. Of a
 // name with dots the first label counts. The first owner keeps a name:

@@ -102,3 +102,14 @@ func (r Reason) String() string {
 
 // MarshalText makes a Reason its name in JSON.
 func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText is MarshalText's inverse.
+func (r *Reason) UnmarshalText(b []byte) error {
+	for i, name := range reasonNames {
+		if name == string(b) {
+			*r = Reason(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("reason %.40q: not one of those there are", b)
+}

@@ -26,6 +26,13 @@
 //	GET    /v1/dns                local records
 //	POST   /v1/dns                add: {"name":"db","type":"A","value":"10.0.2.20"}
 //	DELETE /v1/dns                remove: ?name= and, to be exact, ?type= ?value=
+//	GET    /v1/policy             what guests may reach, as text and as an object; ?guest=PATTERN for some guests' own part
+//	PUT    /v1/policy             set it: {"text":"preset sandbox"} or {"policy":{…}}; ?guest= ?now=true for what runs, too
+//	DELETE /v1/policy             ?guest= takes a part away
+//	POST   /v1/policy/test        what would be: {"guest":"web","proto":"tcp","to":"example.com:443"}
+//	GET    /v1/policy/learn       a policy of what was learnt; POST begins, DELETE ends
+//	GET    /v1/policy/questions   what rules with "ask" ask
+//	POST   /v1/policy/questions/{question}  {"answer":"allow","for":"session"}
 //	GET    /v1/events             what happened; ?since=ID. With "Accept: text/event-stream" as it happens, too
 //	GET    /v1/debug/pprof/       with Profile: what net/http/pprof has
 //

@@ -20,6 +20,7 @@ import (
 
 	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/guestlog"
+	"github.com/vmnetd/vmnetd/policy"
 )
 
 const (
@@ -54,7 +55,11 @@ type Server struct {
 	// Profile opens /v1/debug/pprof/: Go's profiles of the process.
 	Profile bool
 
+	// Policies are the networks', by their names. A network that has none here has one of the program's own.
+	Policies map[string]*policy.Policy
+
 	followers atomic.Int64 // of events
+	changing  sync.Mutex   // held while a policy is changed
 
 	allowed func(peer) bool // nil: own uid and root. Tests put themselves outside.
 }
@@ -216,7 +221,11 @@ func (s *Server) answer(rt route, h handler, w http.ResponseWriter, r *http.Requ
 	if err != nil {
 		return reply{}, err
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	most := int64(maxBody)
+	if rt.path == policyPath {
+		most = maxPolicy
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, most)
 	if q.Get("network") == "" && len(s.Networks) > 1 {
 		return s.ofAll(rt, h, r)
 	}

@@ -94,7 +94,7 @@ line was wrong.`,
 		if !configure {
 			at.options["configure"] = "no"
 		}
-		d := &daemon{log: cfg.Logger, profile: n.profile, cage: confinement{cageFlags: box}}
+		d := &daemon{log: cfg.Logger, profile: n.profile, policy: n.chosen, cage: confinement{cageFlags: box}}
 		defer d.stop(0)
 		signals := make(chan os.Signal, 2)
 		notify(signals, endSignals)

@@ -178,6 +178,7 @@ Add ,source=client to show the guest the client's own address in place of the ga
 	return []*cobra.Command{
 		status,
 		eventsCommand(),
+		policyCommand(),
 		group("vm", "List and kick guests", "", vmLS, kick),
 		group("forward", "List, add and remove port forwards", "", forwardLS, forwardAdd, forwardRM),
 		group("flows", "List conversations", "", flowsLS),

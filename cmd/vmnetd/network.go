@@ -24,6 +24,8 @@ type networkFlags struct {
 	openLL    []string
 	routes    []string
 	forwards  []string
+	policy    policyFlags
+	chosen    chosenPolicy // by the flags, once config has looked at them
 	profile   bool
 	logLevel  slog.Level
 	logFormat string
@@ -33,6 +35,7 @@ type networkFlags struct {
 var aliases = map[string]string{
 	"host": "gateway", "dns": "dns-addr", "dhcpstart": "first", "ipv6-net": "net6", "ipv6-host": "gateway6",
 	"ipv6-dns": "dns-addr6", "domainname": "domain", "dnssearch": "search", "hostfwd": "forward", "publish": "forward",
+	"rule": "allow", // of ours: it may have another verdict
 }
 
 func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
@@ -60,6 +63,7 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 	fs.BoolVar(&c.NoHostLoopback, "no-host-loopback", false, "keep guests from the host's loopback, which the gateway's address leads to")
 	fs.StringArrayVar(&n.openLL, "open-link-local", nil, "link-local `PREFIX` that guests may reach, as 169.254.169.254/32; may be repeated")
 	fs.StringArrayVar(&n.routes, "route", nil, "`PREFIX` or address that guests may reach, and nothing else beyond their network, the host neither; may be repeated (default: everything)")
+	n.policy.add(fs)
 	fs.BoolVar(&c.Isolate, "isolate", false, "keep guests from one another")
 	fs.BoolVar(&c.StrictLeases, "strict-leases", false, "let guests send only as what DHCP or --static gave them, by DHCPv6 for IPv6 (default: an address that nobody has is the first one's who shows it)")
 	fs.StringVar(&c.StateDir, "state-dir", "", "`FOLDER` where leases, and the forwards and DNS records that were added meanwhile, survive a restart (default: they do not)")
@@ -72,8 +76,10 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 // openLog is where log lines go that do not wait for w.
 func (n *networkFlags) openLog(w io.Writer) *logSink { return newLogSink(w, n.handler) }
 
-func (n *networkFlags) handler(w io.Writer) slog.Handler {
-	opts := &slog.HandlerOptions{Level: n.logLevel}
+func (n *networkFlags) handler(w io.Writer) slog.Handler { return n.handlerFrom(w, n.logLevel) }
+
+func (n *networkFlags) handlerFrom(w io.Writer, level slog.Level) slog.Handler {
+	opts := &slog.HandlerOptions{Level: level}
 	if n.logFormat == "json" {
 		return slog.NewJSONHandler(w, opts)
 	}
@@ -123,6 +129,13 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule
 			c.Static = map[string][]netip.Addr{}
 		}
 		c.Static[mac] = append(c.Static[mac], addrs...)
+	}
+	var err error
+	if n.chosen.doc, err = n.policy.document(); err != nil {
+		return fail(err)
+	}
+	if n.policy.audit { // whatever the level: it was asked for
+		n.chosen.audit = slog.New(n.handlerFrom(log, min(n.logLevel, slog.LevelInfo)))
 	}
 	n.mtu.set(&c)
 	if c.Name != "" {

@@ -14,9 +14,10 @@ import (
 
 // plan is a network before it is made.
 type plan struct {
-	cfg   backend.Config
-	rules []portforward.Rule
-	bound []portforward.Rule // as they came out
+	cfg    backend.Config
+	rules  []portforward.Rule
+	policy chosenPolicy
+	bound  []portforward.Rule // as they came out
 }
 
 const networkUsage = "one more `NETWORK`, NAME[,FLAG[=VALUE]]...: its name and flags as here, without dashes; what it does not say it has as the " +
@@ -81,10 +82,11 @@ func parseNetwork(spec string, base *pflag.FlagSet, log io.Writer) (plan, error)
 			return plan{}, err
 		}
 	}
+	ownPolicy := slices.ContainsFunc(policyFlagNames, func(name string) bool { return fs.Lookup(name).Changed })
 	var failed error
 	base.Visit(func(b *pflag.Flag) {
 		f := fs.Lookup(b.Name)
-		if f == nil || f.Changed || slices.Contains(own, b.Name) {
+		if f == nil || f.Changed || slices.Contains(own, b.Name) || ownPolicy && slices.Contains(policyFlagNames, b.Name) {
 			return
 		}
 		err := error(nil)
@@ -101,7 +103,7 @@ func parseNetwork(spec string, base *pflag.FlagSet, log io.Writer) (plan, error)
 		return plan{}, failed
 	}
 	cfg, rules, err := n.config(log)
-	return plan{cfg: cfg, rules: rules}, err
+	return plan{cfg: cfg, rules: rules, policy: n.chosen}, err
 }
 
 // checkName keeps a name usable as one word of a command line, and as part of a file's name in --state-dir.

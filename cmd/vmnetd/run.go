@@ -151,7 +151,7 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 			return err
 		}
 		return run(cfg.Logger, program, append([]string{a[0]}, argv...), fd, by, func(d *daemon) error {
-			d.profile = n.profile
+			d.profile, d.policy = n.profile, n.chosen
 			d.cage = confinement{cageFlags: box, late: true}
 			if ctl == "" || ns.on {
 				dir, err := makeRuntimeDir()

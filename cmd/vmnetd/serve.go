@@ -20,6 +20,7 @@ import (
 	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/backend/control"
 	"github.com/vmnetd/vmnetd/guestlog"
+	"github.com/vmnetd/vmnetd/policy"
 	"github.com/vmnetd/vmnetd/portforward"
 )
 
@@ -96,7 +97,7 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		if err != nil {
 			return err
 		}
-		d := &daemon{log: cfg.Logger, profile: n.profile, more: plans, cage: confinement{cageFlags: box, drops: true}}
+		d := &daemon{log: cfg.Logger, profile: n.profile, policy: n.chosen, more: plans, cage: confinement{cageFlags: box, drops: true}}
 		for i, f := range framings {
 			for _, a := range *addrs[i] {
 				if err := checkNetwork(a, append([]plan{{cfg: cfg, rules: rules}}, plans...)); err != nil {
@@ -174,7 +175,9 @@ type daemon struct {
 	profile  bool         // --pprof
 	guestLog *slog.Logger // of the doors
 	doors    []*door
-	more     []plan             // of the networks beside the first
+	more     []plan       // of the networks beside the first
+	policy   chosenPolicy // of the first
+	policies map[string]*policy.Policy
 	plans    []plan             // of all, once they are made
 	net      *backend.Network   // the first
 	nets     []*backend.Network // all
@@ -229,7 +232,7 @@ func (d *daemon) listen(path string) error {
 
 // start makes the network and lets guests in. After an error the daemon needs its stop all the same.
 func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error) {
-	plans := append([]plan{{cfg: cfg, rules: rules}}, d.more...)
+	plans := append([]plan{{cfg: cfg, rules: rules, policy: d.policy}}, d.more...)
 	d.plans = plans
 	for i := range plans {
 		c := &plans[i].cfg
@@ -257,6 +260,9 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 			return usageError{err} // what else a Config can be wrong in came from flags
 		}
 		d.nets = append(d.nets, n)
+		if err := d.setPolicy(n, plans[i].policy); err != nil {
+			return usageError{err}
+		}
 		d.net = d.nets[0]
 		if plans[i].bound, err = n.Forwards().AddAll(context.Background(), plans[i].rules); err != nil {
 			return err
@@ -266,7 +272,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		}
 	}
 	d.bound = plans[0].bound
-	srv := &control.Server{Networks: d.nets, Version: versionString(), Logger: cfg.Logger, Profile: d.profile, Sandbox: d.sandbox}
+	srv := &control.Server{Networks: d.nets, Policies: d.policies, Version: versionString(), Logger: cfg.Logger, Profile: d.profile, Sandbox: d.sandbox}
 	for _, door := range d.doors {
 		at := door.String()
 		if door.network != "" {
