@@ -78,7 +78,7 @@ func (f *fragments) count(v6 bool, size int, deliver func()) {
 	before := s.held()
 	deliver()
 	after := s.held()
-	if after < before && int64(before+size) >= f.limit.Load()/2 {
+	if after < before && int64(before+2*size+segmentCost) >= f.limit.Load()/2 { // what gVisor counts for it besides
 		f.hits.Add(1)
 	}
 	if n := int64(after + f.at[boolInt(!v6)].held()); n > f.most.Load() {
