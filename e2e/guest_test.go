@@ -109,7 +109,7 @@ func (r transport) need(t *testing.T) {
 // serve is a daemon for the row, and where a guest is plugged in.
 func (r transport) serve(t *testing.T, l *lab, args ...string) (*daemon, attach) {
 	t.Helper()
-	return r.door(r, t, l, args...)
+	return r.door(r, t, l, append([]string{"--sandbox-folder", l.dir}, args...)...) // where forwards of unix sockets are added
 }
 
 func unixDoor(_ transport, t *testing.T, l *lab, args ...string) (*daemon, attach) {

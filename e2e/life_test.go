@@ -357,7 +357,7 @@ func TestTerm(t *testing.T) {
 	t.Parallel()
 	need(t)
 	l := newLab(t)
-	d := l.serve(t)
+	d := l.serve(t, "--sandbox-folder", l.dir)
 	g := kernelUnix.boot(t, d, attach{unix: d.unix}, "alpha")
 	forwardSock := l.path("f.sock")
 	d.forward(t, "unix:%s-alpha:80", forwardSock)

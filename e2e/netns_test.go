@@ -204,7 +204,7 @@ func TestRunNetns(t *testing.T) {
 	talk, theirs := socketPair(t)
 	d := &daemon{lab: l, control: l.path("control.sock")}
 	mac := vm.MAC("alpha", 0)
-	cmd := l.command(t, "run", "--netns", "--mac", mac.String(), "--control", d.control, "--", selfAs(t, "alpha"))
+	cmd := l.command(t, "run", "--netns", "--sandbox-folder", l.dir, "--mac", mac.String(), "--control", d.control, "--", selfAs(t, "alpha"))
 	l.openTUN(t, cmd)
 	cmd.Env = append(cmd.Env, bareGuestEnv+"=")
 	for i, e := range cmd.Env {

@@ -65,7 +65,7 @@ type confinement struct {
 	late  bool // start does not close it: a command is to be started first
 
 	in    bool     // closed, or found to be off
-	swept *sweeper // where root has become another user
+	swept *sweeper // of root
 	where []string // folders in which sockets may still be made; set before told
 	told  atomic.Pointer[control.Sandbox]
 }
@@ -85,7 +85,7 @@ func (d *daemon) shutIn(child int) error {
 	if err != nil {
 		return err
 	}
-	if plan.User != nil {
+	if os.Geteuid() == 0 { // Windows has -1
 		if c.swept, err = d.sweeper(); err != nil {
 			return err
 		}

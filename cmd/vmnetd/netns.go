@@ -142,9 +142,9 @@ func wireSpace(f spaceFlags, mac, program string, dir func() string) *way {
 			if err := errors.Join(os.WriteFile(resolv, resolvConf(d.net.Config()), 0o644), os.Chmod(resolv, 0o644)); err != nil { // whatever our umask
 				return err
 			}
-			defer os.Remove(resolv) // what is mounted stays
 			base := filepath.Base(program)
 			s, err = attachSpace(netns.Config{PID: pid, Name: f.ifname, MAC: hw, Ping: true, Resolv: resolv}, hostName(base), true, d.log)
+			os.Remove(resolv) // what is mounted stays
 			if err != nil {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -16,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A daemon that was root cannot take its socket files away at the end: they lie in root's folders. So before it becomes
-// another user it starts this program once more, to do nothing but that. The sweeper is told what they are while the daemon
+// A daemon that was root cannot take its socket files away at the end: they lie in root's folders, or in those of others
+// which root needs a capability for. So before it gives that away it starts this program once more, to do nothing but that. The sweeper is told what they are while the daemon
 // is still root, hears two words afterwards, and is in a cage of its own.
 
 // sweeperName is what the process is called.
@@ -87,6 +88,14 @@ func startSweeper(s sweepings) (*sweeper, error) {
 		return nil, err
 	}
 	defer r.Close()
+	// What we were started with, as --ready-fd, is not for it: who waits for its end would wait for the sweeper's.
+	if open, err := os.ReadDir("/proc/self/fd"); err == nil {
+		for _, e := range open {
+			if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+				unix.CloseOnExec(fd)
+			}
+		}
+	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{sweeperName}
 	cmd.Env = []string{"GOMAXPROCS=1", "GODEBUG=madvdontneed=1"}
