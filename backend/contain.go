@@ -81,6 +81,16 @@ func (p *port) met(what string, r any, stack []byte) {
 	p.net.bugLog.Error("guest ended: a bug was met", "guest", p.id, "in", what, "panic", r, "stack", string(stack))
 }
 
+// isBroken says whether a bug was met.
+func (p *port) isBroken() bool {
+	select {
+	case <-p.bug:
+		return true
+	default:
+		return false
+	}
+}
+
 // failed ends the guest for a bug that another room met for it.
 func (n *Network) failed(guest, what string, r any, stack []byte) {
 	for _, p := range n.seg.all() {

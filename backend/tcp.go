@@ -247,6 +247,10 @@ func (t *tcpSide) close() bool {
 	var ids []stack.TransportEndpointID
 	for id, d := range t.pending {
 		d.over = true
+		if !d.shaking && t.port.isBroken() {
+			delete(t.pending, id) // whoever would do so may have met the bug
+			continue
+		}
 		ids = append(ids, id)
 	}
 	t.mu.Unlock()
