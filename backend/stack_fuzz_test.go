@@ -606,9 +606,9 @@ func (i *insider) send(frames ...[]byte) {
 
 // wait waits for ok, under i.mu, as long as there is a wire, and reports it.
 func (i *insider) wait(most time.Duration, ok func() bool) bool {
+	end := time.Now().Add(most) // before the timer's, which is then not too early
 	timer := time.AfterFunc(most, func() { i.mu.Lock(); i.heard.Broadcast(); i.mu.Unlock() })
 	defer timer.Stop()
-	end := time.Now().Add(most)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for !ok() {
