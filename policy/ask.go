@@ -160,7 +160,7 @@ func (p *Policy) ask(g *guest, d decision, q flows.Query) flows.Verdict {
 	if known {
 		return answer(yes, rule, d.inspect)
 	}
-	refuse := flows.Verdict{Reject: true, Reason: flows.ReasonUnanswered, Rule: rule}
+	refuse := flows.Verdict{Reject: true, Reset: true, Reason: flows.ReasonUnanswered, Rule: rule}
 
 	a := &p.asks
 	a.mu.Lock()
@@ -204,7 +204,7 @@ func answer(yes bool, rule string, inspect func(flows.Hello) flows.Verdict) flow
 	if yes {
 		return flows.Verdict{Allow: true, Rule: rule + answeredYes, Inspect: inspect}
 	}
-	return flows.Verdict{Reject: true, Reason: flows.ReasonPolicy, Rule: rule + " (answered: reject)"}
+	return flows.Verdict{Reject: true, Reset: true, Reason: flows.ReasonPolicy, Rule: rule + " (answered: reject)"}
 }
 
 func (p *Policy) runOut(x *question) {
@@ -219,7 +219,7 @@ func (p *Policy) runOut(x *question) {
 }
 
 func (p *Policy) refuse(x *question, why flows.Reason) {
-	v := flows.Verdict{Reject: true, Reason: why, Rule: x.Rule}
+	v := flows.Verdict{Reject: true, Reset: true, Reason: why, Rule: x.Rule}
 	p.tell(x, why.String(), func(held) flows.Verdict { return v })
 }
 

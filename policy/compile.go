@@ -187,6 +187,7 @@ func compile(rules []rule, s Set, c *classes, n *flows.Default) *view {
 		}
 		if x.word == "link-local" {
 			x.verdict.Reason = flows.ReasonLinkLocal
+			x.verdict.Reset = preset != Open // which is flows.Default, to the letter
 		}
 		rules = append(rules, x)
 	}
@@ -250,7 +251,8 @@ func ruleOf(r Rule, part, index int, where string) (rule, *Error) {
 		return rule{}, err
 	}
 	x := rule{Rule: r, target: t, part: part, index: index, verdict: flows.Verdict{
-		Allow: r.Verdict == Allow, Reject: r.Verdict == Reject, Rule: where + r.String(),
+		// Not all systems take ICMP's word for a TCP connection before they have tried for a while.
+		Allow: r.Verdict == Allow, Reject: r.Verdict == Reject, Reset: r.Verdict == Reject, Rule: where + r.String(),
 	}}
 	if !x.verdict.Allow {
 		x.verdict.Reason = flows.ReasonPolicy

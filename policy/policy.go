@@ -468,7 +468,7 @@ func (c *claim) inspect(h flows.Hello) flows.Verdict {
 func (c *claim) inspected(h flows.Hello) flows.Verdict {
 	r := &c.v.rules[c.best]
 	refuse := func(r *rule, why string) flows.Verdict {
-		return flows.Verdict{Reject: true, Reason: flows.ReasonHello, Rule: r.verdict.Rule + " (" + why + ")"}
+		return flows.Verdict{Reject: true, Reset: true, Reason: flows.ReasonHello, Rule: r.verdict.Rule + " (" + why + ")"}
 	}
 	allow := func(r *rule) flows.Verdict {
 		v := flows.Verdict{Allow: true, Rule: r.verdict.Rule}

@@ -154,7 +154,7 @@ func TestOpenIsTheDefault(t *testing.T) {
 				for _, dir := range []flows.Direction{flows.Out, flows.In} {
 					q := flows.Query{Guest: "g1", Proto: proto, Dir: dir, Dst: netip.AddrPortFrom(a, 443)}
 					want, got := n.Judge(q), l.Judge(q)
-					if want.Allow != got.Allow || want.Reject != got.Reject || want.Reason != got.Reason || got.Inspect != nil {
+					if want.Allow != got.Allow || want.Reject != got.Reject || want.Reset != got.Reset || want.Reason != got.Reason || got.Inspect != nil {
 						t.Errorf("network %d: %s %s %s: %+v, want %+v", i, dir, proto, a, got, want)
 					}
 				}
@@ -230,8 +230,8 @@ func TestFirstMatchWins(t *testing.T) {
 		in tcp 10.0.2.15:80          = drop policy
 		in udp 10.0.2.15:80          = allow
 		in tcp 10.0.2.16:80          = allow`)
-	if v := l.Judge(query("tcp 10.1.2.3:22")); v.Rule != "rule 2: reject tcp 10.1.2.0/24" {
-		t.Errorf("rule is %q", v.Rule)
+	if v := l.Judge(query("tcp 10.1.2.3:22")); v.Rule != "rule 2: reject tcp 10.1.2.0/24" || !v.Reset {
+		t.Errorf("rule is %q, reset %v", v.Rule, v.Reset)
 	}
 }
 
