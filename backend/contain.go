@@ -79,6 +79,7 @@ func (p *port) met(what string, r any, stack []byte) {
 	p.stop()
 	defer func() { recover() }() // the log's may be the bug
 	p.net.bugLog.Error("guest ended: a bug was met", "guest", p.id, "in", what, "panic", r, "stack", string(stack))
+	p.net.note(EventPanic, p.id, what, "ended: a bug was met in %s; the log has its stack", what)
 }
 
 // isBroken says whether a bug was met.
@@ -101,6 +102,7 @@ func (n *Network) failed(guest, what string, r any, stack []byte) {
 	}
 	defer func() { recover() }()
 	n.bugLog.Error("a bug was met for a guest that has gone", "guest", guest, "in", what, "panic", r, "stack", string(stack))
+	n.note(EventPanic, guest, what, "a bug was met in %s for a guest that has gone; the log has its stack", what)
 }
 
 // each calls f for every guest, one guest's bug its own.

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/vmnetd/vmnetd/backend"
+	"github.com/vmnetd/vmnetd/policy"
 )
 
 // FuzzForwardRules: what is read as rules is normal, and what is not is the client's fault.
@@ -40,10 +41,15 @@ func FuzzRequest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { n.Close() })
-	s := &Server{Networks: []*backend.Network{n}, Logger: slog.New(slog.DiscardHandler), allowed: func(peer) bool { return true }}
+	rules, err := NewPolicy(n, policy.Document{}, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	n.SetPolicy(rules, false)
+	s := &Server{Networks: []*backend.Network{n}, Policies: map[string]*policy.Policy{"default": rules}, Logger: slog.New(slog.DiscardHandler), allowed: func(peer) bool { return true }}
 	h := s.handler()
 	f.Fuzz(func(t *testing.T, method, target, body string) {
-		if method == "POST" && !strings.HasPrefix(target, "/v1/dns") {
+		if method == "POST" && !strings.HasPrefix(target, "/v1/dns") && !strings.HasPrefix(target, "/v1/policy") {
 			return // port forwards open sockets of this machine
 		}
 		if !strings.HasPrefix(target, "/") || strings.ContainsAny(target+method, " \r\n\t") || method == "" {

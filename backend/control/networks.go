@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"reflect"
 	"strings"
 )
 
@@ -27,8 +28,7 @@ func (s *Server) ofAll(rt route, h handler, r *http.Request) (reply, error) {
 		return h(&call{r, s.Networks[0]})
 	}
 	if strings.Contains(rt.path, "{") || r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return reply{}, problem(http.StatusConflict, "say --network NAME, or network=NAME in the query; there is "+strings.Join(s.names(), ", "),
-			"which network? the daemon has %d", len(s.Networks))
+		return reply{}, s.which()
 	}
 	all := []json.RawMessage{}
 	var missing error
@@ -43,6 +43,9 @@ func (s *Server) ofAll(rt route, h handler, r *http.Request) (reply, error) {
 		if err != nil {
 			return reply{}, err
 		}
+		if reflect.TypeOf(rep.body).Kind() != reflect.Slice {
+			return reply{}, s.which()
+		}
 		found = true
 		list, err := named(rep.body, n.Config().Name)
 		if err != nil {
@@ -54,6 +57,11 @@ func (s *Server) ofAll(rt route, h handler, r *http.Request) (reply, error) {
 		return reply{}, missing
 	}
 	return reply{http.StatusOK, all}, nil
+}
+
+func (s *Server) which() error {
+	return problem(http.StatusConflict, "say --network NAME, or network=NAME in the query; there is "+strings.Join(s.names(), ", "),
+		"which network? the daemon has %d", len(s.Networks))
 }
 
 // named is a list of objects, as JSON, with the network in each.
