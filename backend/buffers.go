@@ -287,7 +287,7 @@ func (b *buffers) set(limit int) {
 	if b.limit == 0 {
 		b.init(limit)
 	}
-	if b.bound == b.limit || b.bound > limit {
+	if b.bound == b.limit || b.bound > limit { // else it is squeezed, and stays so
 		b.bound = limit
 	}
 	b.limit = limit
@@ -304,6 +304,29 @@ func (b *buffers) squeeze(bound int) {
 	b.bound = bound
 	b.mu.Unlock()
 	b.settleSoon()
+}
+
+// ease gives half of what squeeze took back, and says whether that is all.
+func (b *buffers) ease() bool {
+	b.mu.Lock()
+	b.bound = min(2*b.bound, b.limit)
+	all := b.bound == b.limit
+	b.mu.Unlock()
+	b.settleSoon()
+	return all
+}
+
+// byFlow is what each conversation holds.
+func (b *buffers) byFlow() map[*flows.Flow]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	m := make(map[*flows.Flow]int, len(b.all))
+	for _, h := range b.all {
+		if h.flow != nil {
+			m[h.flow] += h.holds()
+		}
+	}
+	return m
 }
 
 // received is how much memory the data take that came from the guest and were not read, with all that belongs to a

@@ -82,6 +82,8 @@ type Config struct {
 	Limits flows.Limits
 	// GuestLimits are guests' own, by the MAC that they show first. What they leave at zero is as in Limits.
 	GuestLimits map[string]flows.Limits
+	// Memory, if not nil, is a target for the memory of the process. Networks may share it.
+	Memory *Memory
 
 	// Isolate keeps guests from seeing one another's frames.
 	Isolate bool

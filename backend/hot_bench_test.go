@@ -46,6 +46,12 @@ func hotPorts(t testing.TB, count int) []*port {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.Close() })
+	return plugHot(t, n, count)
+}
+
+// plugHot makes ports of a network without wires.
+func plugHot(t testing.TB, n *Network, count int) []*port {
+	t.Helper()
 	var ps []*port
 	for range count {
 		_, far := link.Pipe(1)

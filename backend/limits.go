@@ -50,7 +50,9 @@ func (t *limitTable) of(p *port, m mac, known bool) (force, own flows.Limits) {
 	if known {
 		own = own.Under(t.guests[m])
 	}
-	return own.Or(t.net), own
+	force = own.Or(t.net)
+	p.net.cfg.Memory.within(&force)
+	return force, own
 }
 
 // limit has the port keep the limits that are in force for it.

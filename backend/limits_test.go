@@ -257,4 +257,3 @@ func TestByteRate(t *testing.T) {
 		}
 	})
 }
-

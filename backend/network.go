@@ -95,6 +95,9 @@ func New(c Config) (*Network, error) {
 	n.router6.Store(n.hasRoute6())
 	n.goes(n.advertise)
 	n.goes(n.tend)
+	if c.Memory != nil {
+		c.Memory.join(n)
+	}
 	return n, nil
 }
 
@@ -238,6 +241,9 @@ func (n *Network) Close() error {
 	n.mu.Unlock()
 	n.saveAdded(true)
 	n.forwards.Close()
+	if n.cfg.Memory != nil {
+		n.cfg.Memory.leave(n)
+	}
 	n.inside.close()
 	n.flows.EndAll(flows.ReasonShutdown)
 	n.stop()

@@ -17,7 +17,7 @@ import (
 )
 
 func (s *Server) routes() []route {
-	return append(s.policyRoutes(), []route{
+	return slices.Concat(s.policyRoutes(), limitRoutes(), []route{
 		{"/v1/status", nil, map[string]handler{"GET": s.status}},
 		{"/v1/guests", nil, map[string]handler{"GET": listGuests}},
 		{"/v1/guests/{guest}", nil, map[string]handler{"GET": getGuest, "DELETE": kickGuest}},
@@ -28,7 +28,7 @@ func (s *Server) routes() []route {
 		{"/v1/leases/{address}", nil, map[string]handler{"DELETE": releaseLease}},
 		{"/v1/events", []string{"since"}, map[string]handler{"GET": s.listEvents}},
 		{"/v1/dns", []string{"name", "type", "value"}, map[string]handler{"GET": listDNS, "POST": addDNS, "DELETE": removeDNS}},
-	}...)
+	})
 }
 
 // ok answers with a list that is [] and not null when it is empty.

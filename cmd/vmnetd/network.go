@@ -26,6 +26,8 @@ type networkFlags struct {
 	forwards  []string
 	policy    policyFlags
 	chosen    chosenPolicy // by the flags, once config has looked at them
+	limits    []string
+	memory    memoryValue
 	profile   bool
 	logLevel  slog.Level
 	logFormat string
@@ -67,6 +69,8 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 	fs.BoolVar(&c.Isolate, "isolate", false, "keep guests from one another")
 	fs.BoolVar(&c.StrictLeases, "strict-leases", false, "let guests send only as what DHCP or --static gave them, by DHCPv6 for IPv6 (default: an address that nobody has is the first one's who shows it)")
 	fs.StringVar(&c.StateDir, "state-dir", "", "`FOLDER` where leases, and the forwards and DNS records that were added meanwhile, survive a restart (default: they do not)")
+	fs.StringArrayVar(&n.limits, "limit", nil, limitUsage)
+	fs.Var(&n.memory, "memory", memoryUsage)
 	fs.BoolVar(&n.profile, "pprof", false, "Go's profiles of the daemon on the control socket, under /v1/debug/pprof/")
 	n.logLevel = level
 	fs.TextVar(&n.logLevel, "log-level", level, "`LEVEL` of the log: debug, info, warn, error")
@@ -155,8 +159,14 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule
 		return fail(fmt.Errorf("--log-format %s: want text or json", n.logFormat))
 	}
 	c.Logger = slog.New(n.handler(log))
-	if limit, ok := fileLimit(); ok {
+	if err := parseLimits(n.limits, &c); err != nil {
+		return fail(err)
+	}
+	if limit, ok := fileLimit(); ok && c.Limits.Total == 0 {
 		c.Limits.Total = conversations(limit)
+	}
+	if c.Memory, err = n.memory.target(); err != nil {
+		return fail(err)
 	}
 	return c, rules, nil
 }

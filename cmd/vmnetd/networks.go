@@ -24,7 +24,7 @@ const networkUsage = "one more `NETWORK`, NAME[,FLAG[=VALUE]]...: its name and f
 	"first one, but for prefixes, addresses, static leases and forwards. Doors have ,network=NAME; may be repeated"
 
 // ofDaemon are the flags that are the daemon's and not one network's.
-var ofDaemon = []string{"pprof", "log-level", "log-format"}
+var ofDaemon = []string{"pprof", "memory", "log-level", "log-format"}
 
 // own are the flags that each network says for itself or has the defaults of. Two networks may have the same prefix:
 // they do not know of one another.

@@ -236,6 +236,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 	d.plans = plans
 	for i := range plans {
 		c := &plans[i].cfg
+		c.Memory = plans[0].cfg.Memory // of the process
 		c.AllowForward = d.allowForward
 		for _, door := range d.doors {
 			if ap, ok := door.closedTo(); ok {
