@@ -1,5 +1,7 @@
 package dns
 
+import "time"
+
 // Use is how far a guest uses one of its limits: now, at most, and how often it was past it.
 type Use struct {
 	Now, Most int
@@ -34,6 +36,20 @@ func (s *Server) Use(guest string) (questions, conns Use) {
 type ownGate struct {
 	limit, most int
 	hits        uint64
+
+	left float64 // of the questions of a second
+	at   time.Time
+}
+
+// allow takes one of the questions of a second.
+func (o *ownGate) allow(perSecond float64, now time.Time) bool {
+	o.left = min(perSecond, o.left+perSecond*now.Sub(o.at).Seconds()) // at first since ever: all of them
+	o.at = now
+	if o.left < 1 {
+		return false
+	}
+	o.left--
+	return true
 }
 
 func (g *gate) set(guest string, limit int) {

@@ -72,6 +72,12 @@ type Limits struct {
 	// resolvers: 256. A page that names a hundred hosts, each asked for A,
 	// AAAA and HTTPS, comes in bursts; dnsmasq gives a whole house 150.
 	PerGuest int
+	// PerSecond is how many questions a second of one guest that SetGuest
+	// named are passed on to the host's resolvers, as many at once after a
+	// pause: 1000. A crawler asks some hundreds; each takes a socket, a
+	// goroutine and the resolver's time, and where that answers at once
+	// PerGuest alone would let a guest have it all.
+	PerSecond int
 	// InAll is the same for all guests together: 1024. Each may hold 3
 	// descriptors (Total over Try) and a few kilobytes; the number of
 	// descriptors that Go programs get is 4096 on the tightest systems.
@@ -112,7 +118,7 @@ func (l Limits) withDefaults() (Limits, error) {
 	for _, f := range []struct {
 		v   *int
 		def int
-	}{{&l.PerGuest, 256}, {&l.InAll, 1024}, {&l.Spared, 16}, {&l.Conns, 20}, {&l.ConnsInAll, 256}} {
+	}{{&l.PerGuest, 256}, {&l.PerSecond, 1000}, {&l.InAll, 1024}, {&l.Spared, 16}, {&l.Conns, 20}, {&l.ConnsInAll, 256}} {
 		if *f.v < 0 {
 			return l, fmt.Errorf("dns: a limit of %d questions or connections; want 1 or more, or 0 for the default", *f.v)
 		}
@@ -140,7 +146,7 @@ type Drop string
 const (
 	DropShort     Drop = "short"      // less than a DNS header
 	DropResponse  Drop = "response"   // an answer to nothing
-	DropGuestFull Drop = "guest-full" // the guest has Limits.PerGuest waiting; over TCP it is told SERVFAIL
+	DropGuestFull Drop = "guest-full" // the guest has Limits.PerGuest waiting, or had Limits.PerSecond; over TCP it is told SERVFAIL
 	DropFull      Drop = "full"       // all guests together have Limits.InAll
 	DropConnGuest Drop = "conn-guest" // the guest has Limits.Conns open
 	DropConnFull  Drop = "conn-full"  // all guests together have Limits.ConnsInAll
@@ -254,6 +260,7 @@ func New(c Config) (*Server, error) {
 		open:     newGate(limits.Conns, limits.ConnsInAll, 2),
 		conns:    make(map[net.Conn]bool),
 	}
+	s.waiting.perSecond = limits.PerSecond
 	for _, d := range drops {
 		s.dropped[d] = new(atomic.Uint64)
 	}
@@ -805,6 +812,7 @@ type gate struct {
 	all                     int
 	by                      map[string]int
 	own                     map[string]*ownGate
+	perSecond               int // 0: any
 }
 
 func newGate(perGuest, inAll, spared int) gate {
@@ -819,7 +827,7 @@ func (g *gate) enter(guest string, guestFull, full Drop) Drop {
 	n := g.by[guest]
 	var d Drop
 	switch {
-	case n >= most:
+	case n >= most, own != nil && g.perSecond > 0 && !own.allow(float64(g.perSecond), time.Now()):
 		d = guestFull
 	case g.all >= g.inAll && n >= g.spared:
 		d = full
