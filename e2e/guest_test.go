@@ -660,14 +660,6 @@ func (b *bridge) up() {
 	}
 }
 
-// inject sends bytes of the test's own, whole frames with their lengths, as if the guest did.
-func (b *bridge) inject(frames []byte) error {
-	b.wmu.Lock()
-	defer b.wmu.Unlock()
-	_, err := (*b.conn.Load()).Write(frames)
-	return err
-}
-
 // listen makes the guest read, or not.
 func (b *bridge) listen(on bool) {
 	b.dmu.Lock()

@@ -264,6 +264,20 @@ func hostileFraming(t *testing.T, a *arena) {
 	s := a.station(t)
 	x.suffer(t, sprayTime(), a.assault(assault{From: s, Bytes: noise}))
 	x.suffer(t, sprayTime(), a.assault(assault{From: s, Bytes: make([]byte, 4*8192)})) // frames of no bytes
+	var shaped [][]byte                                                                // right lengths and headers that begin well, and noise
+	for i := range 2000 {
+		f := noise[i:][:64+int(noise[i])]
+		switch i % 4 {
+		case 0:
+			f = ether(s.Gateway, s.MAC, 0x0800, []byte{0x45}, f)
+		case 1:
+			f = ether(s.Gateway, s.MAC, 0x86dd, []byte{0x60}, f)
+		case 2:
+			f = ether(everybody, s.MAC, 0x0806, f)
+		}
+		shaped = append(shaped, f)
+	}
+	x.suffer(t, sprayTime(), a.spray(s, shaped))
 	for _, w := range stalled {
 		w.c.Close()
 	}
@@ -606,6 +620,18 @@ func hostileUDP(t *testing.T, a *arena) {
 	if most > x.before.fds+limit+64 || flow.Load() > limit+64 {
 		t.Errorf("%d descriptors and %d flows at most, want %d more than %d", most, flow.Load(), limit, x.before.fds)
 	}
+
+	t.Run("who has filled the table has a way out all the same", func(t *testing.T) { // the oldest make room
+		v := a.plug(t)
+		for i := range limit + 1000 {
+			v.send(t, v.udp(uint16(10_000+i), netip.AddrPortFrom(silent(false), 9), []byte("x")))
+		}
+		for _, to := range echoes {
+			v.send(t, v.udp(9999, to, []byte("me")))
+			v.expect(t, "an echo", func(f []byte) bool { return toPort(f, 9999) && kindOf(to.Addr()) == binary.BigEndian.Uint16(f[12:]) })
+		}
+		v.c.Close()
+	})
 
 	// A peer that answers each datagram with as many as it can, to a guest that does not read.
 	x.suffer(t, sprayTime(), func(t *testing.T, on *daemon) func() { return a.replyFlood(t, on) })

@@ -73,14 +73,14 @@ type arena struct {
 	meter  *meter
 	poller *poller
 	vfkit  string
-	second *daemon // another one, for measuring against
+	other  func() *daemon // another one, for measuring against
 }
 
 func newArena(t *testing.T, args ...string) *arena {
 	t.Helper()
 	need(t)
 	l := newLab(t)
-	a := &arena{vfkit: l.path("vfkit.sock")}
+	a := &arena{vfkit: l.path("vfkit.sock"), other: sync.OnceValue(func() *daemon { return l.serveAt(t, "second.sock", "second-control.sock", nil) })}
 	d := l.serve(t, append([]string{"--pprof", "--vfkit", "unix:" + a.vfkit}, args...)...)
 	g := kernelUnix.boot(t, d, attach{unix: d.unix}, "bystander")
 	a.bench = &bench{lab: l, daemon: d, gateway: d.gateway(t), g: g}
@@ -216,20 +216,15 @@ func (m *meter) median(from, to time.Time) (median float64, gap time.Duration) {
 }
 
 // poller asks the control socket for all that it lists, every 50 ms, and notes how long each call takes. How late this
-// process itself is woken meanwhile is known from a clock beside it, and not the daemon's doing.
+// process itself is woken meanwhile, a clock beside it tells: that is the machine's doing.
 type poller struct {
 	mu    sync.Mutex
 	calls int
 	worst time.Duration
 	what  string // the worst call
-	late  time.Duration
 	fails []string
-	clock []lateness
-}
 
-type lateness struct {
-	at time.Time
-	by time.Duration
+	lateMost time.Duration // how late this process was woken, at most
 }
 
 func startPoller(t *testing.T, c *control.Client, path, guest string) *poller {
@@ -258,11 +253,9 @@ func startPoller(t *testing.T, c *control.Client, path, guest string) *poller {
 				return
 			case <-time.After(beat):
 			}
-			if by := time.Since(began) - beat; by > beat {
-				p.mu.Lock()
-				p.clock = append(p.clock, lateness{time.Now(), by})
-				p.mu.Unlock()
-			}
+			p.mu.Lock()
+			p.lateMost = max(p.lateMost, time.Since(began)-beat)
+			p.mu.Unlock()
 		}
 	})
 	wg.Go(func() {
@@ -281,7 +274,7 @@ func startPoller(t *testing.T, c *control.Client, path, guest string) *poller {
 				if ctx.Err() != nil {
 					return
 				}
-				p.note(call.name, began, took, err)
+				p.note(call.name, took, err)
 			}
 		}
 	})
@@ -294,32 +287,23 @@ func startPoller(t *testing.T, c *control.Client, path, guest string) *poller {
 	return p
 }
 
-func (p *poller) note(name string, began time.Time, took time.Duration, err error) {
+func (p *poller) note(name string, took time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.calls++
 	if err != nil && len(p.fails) < 5 {
 		p.fails = append(p.fails, fmt.Sprintf("%s: %v", name, err))
 	}
-	// Our own lateness while it lasted: it was woken late at the end, and each time in between.
-	var late time.Duration
-	for _, l := range p.clock {
-		if l.at.After(began) {
-			late += l.by
-		}
-	}
-	p.clock = p.clock[:0]
-	late = min(late, took)
-	if took-late > p.worst {
-		p.worst, p.what, p.late = took-late, name, late
+	if took > p.worst {
+		p.worst, p.what = took, name
 	}
 }
 
-// since forgets what was, and returns a function that tells what has come since.
+// reset forgets what was.
 func (p *poller) reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.calls, p.worst, p.what, p.late, p.fails, p.clock = 0, 0, "", 0, nil, nil
+	p.calls, p.worst, p.what, p.fails, p.lateMost = 0, 0, "", nil, 0
 }
 
 // rawControl is HTTP on the control socket, for what its client does not do.
@@ -383,18 +367,18 @@ func (d *daemon) holding(t *testing.T) holds {
 // trial is one attack being measured.
 type trial struct {
 	*arena
-	name      string
-	before    holds
-	quiet     float64
-	under     float64
-	elsewhere float64 // beside another daemon under the same attack; 0: not measured
-	gap       time.Duration
+	name   string
+	least  float64 // of its rate that the bystander keeps
+	before holds
+	quiet  float64
+	worst  measured
+	gap    time.Duration
 }
 
 // try begins a trial: nobody but the bystander is there, and its undisturbed rate is taken.
 func (a *arena) try(t *testing.T, name string) *trial {
 	t.Helper()
-	x := &trial{arena: a, name: name, before: a.holding(t)}
+	x := &trial{arena: a, name: name, least: leastOf, before: a.holding(t)}
 	x.quiet, _ = a.over(t, 6*window)
 	a.poller.reset()
 	return x
@@ -422,23 +406,63 @@ func (a *arena) over(t *testing.T, d time.Duration) (float64, time.Duration) {
 // suffer measures the bystander while an attack goes on, which is begun on a daemon and ended by a function.
 func (x *trial) suffer(t *testing.T, d time.Duration, attack func(t *testing.T, on *daemon) (end func())) {
 	t.Helper()
-	end := attack(t, x.daemon)
-	under, gap := x.over(t, d)
-	end()
-	x.gap = max(x.gap, gap)
-	if x.under == 0 || under < x.under {
-		x.under = under
+	x.measure(t, func(on *daemon) (float64, time.Duration) {
+		end := attack(t, on)
+		defer end()
+		return x.over(t, d)
+	})
+}
+
+// sufferOnce is suffer for an attack that ends by itself.
+func (x *trial) sufferOnce(t *testing.T, attack func(t *testing.T, on *daemon)) {
+	t.Helper()
+	x.measure(t, func(on *daemon) (float64, time.Duration) {
+		from := time.Now()
+		attack(t, on)
+		x.over(t, max(0, 2*window-time.Since(from))) // a rate needs windows
+		return x.meter.median(from, time.Now())
+	})
+}
+
+// measure takes a rate under an attack, and beside one if that is low. What else the machine does comes and goes, what
+// the daemon does stays: it is low if it is so thrice.
+func (x *trial) measure(t *testing.T, rate func(on *daemon) (float64, time.Duration)) {
+	t.Helper()
+	var m measured
+	for range 3 {
+		m = measured{quiet: x.quiet}
+		var gap time.Duration
+		if m.under, gap = rate(x.daemon); m.share() < x.least {
+			m.beside, _ = rate(x.arena.other())
+		}
+		x.gap = max(x.gap, gap)
+		if m.share() >= x.least {
+			break
+		}
+		x.quiet, _ = x.over(t, 6*window)
 	}
-	if under >= leastOf*x.quiet || x.elsewhere != 0 {
-		return
+	if x.worst.quiet == 0 || m.share() < x.worst.share() {
+		x.worst = m
 	}
-	// Is it the daemon or the machine?
-	if x.second == nil {
-		x.second = x.lab.serveAt(t, "second.sock", "second-control.sock", nil)
+}
+
+// measured is a bystander's rates: undisturbed, under an attack, and beside another daemon under it (0: not taken).
+type measured struct{ quiet, under, beside float64 }
+
+// share is what is left of the rate that the machine has for it.
+func (m measured) share() float64 {
+	if m.beside != 0 {
+		return m.under / min(m.quiet, m.beside)
 	}
-	end = attack(t, x.second)
-	x.elsewhere, _ = x.over(t, d)
-	end()
+	return m.under / m.quiet
+}
+
+func (m measured) String() string {
+	s := fmt.Sprintf("%.1f -> %.1f MB/s", m.quiet/1e6, m.under/1e6)
+	if m.beside != 0 {
+		s += fmt.Sprintf(" (%.1f beside another daemon under it)", m.beside/1e6)
+	}
+	return s
 }
 
 // end checks what the attack has left, and prints the figures.
@@ -464,28 +488,22 @@ func (x *trial) end(t *testing.T) {
 	}
 	p := x.poller
 	p.mu.Lock()
-	calls, worst, what, late, fails := p.calls, p.worst, p.what, p.late, p.fails
+	calls, worst, what, late, fails := p.calls, p.worst, p.what, p.lateMost, p.fails
 	p.mu.Unlock()
-	if x.under == 0 {
-		x.under, x.gap = x.meter.median(x.before.at, after.at)
+	if x.worst.quiet == 0 {
+		x.worst.quiet = x.quiet
+		x.worst.under, x.gap = x.meter.median(x.before.at, after.at)
 	}
 	seconds := after.at.Sub(x.before.at).Seconds()
 	lines := after.lines - x.before.lines
-	beside := ""
-	if x.elsewhere != 0 {
-		beside = fmt.Sprintf(" (%.1f beside another daemon under it)", x.elsewhere/1e6)
+	t.Logf("FIGURES %s | bystander %v, longest gap %v | worst of %d calls %v (%s; the machine was late by %v) | before %v, after %v | %d log lines in %.0f s",
+		x.name, x.worst, x.gap.Round(time.Millisecond), calls, worst.Round(time.Millisecond), what, late.Round(time.Millisecond), x.before, after, lines, seconds)
+	if x.worst.share() < x.least {
+		t.Errorf("%s: the bystander is slower: %v", x.name, x.worst)
 	}
-	t.Logf("FIGURES %s | bystander %.1f -> %.1f MB/s%s, longest gap %v | worst of %d calls %v (%s, and %v our own lateness) | before %v, after %v | %d log lines in %.0f s",
-		x.name, x.quiet/1e6, x.under/1e6, beside, x.gap.Round(time.Millisecond), calls, worst.Round(time.Millisecond), what, late.Round(time.Millisecond), x.before, after, lines, seconds)
-	want := x.quiet
-	if x.elsewhere != 0 {
-		want = min(want, x.elsewhere)
-	}
-	if x.under < leastOf*want {
-		t.Errorf("%s: the bystander has %.1f MB/s, undisturbed %.1f%s", x.name, x.under/1e6, x.quiet/1e6, beside)
-	}
-	if worst > mostCall {
-		t.Errorf("%s: a control call (%s) took %v", x.name, what, worst)
+	// A call passes from process to process and back, twice each, and each may be woken as late as our clock was.
+	if worst > mostCall+4*late {
+		t.Errorf("%s: a control call (%s) took %v, on a machine that is late by %v", x.name, what, worst, late)
 	}
 	for _, f := range fails {
 		t.Errorf("%s: control socket: %s", x.name, f)
@@ -530,11 +548,10 @@ func init() {
 type assault struct {
 	Unix  string   // QEMU's framing there
 	From  station  // who
-	Kind  string   // of floods; or
+	Kind  string   // of floods, or "wires", which come and go; or
 	Bytes []byte   // what is sent over and over, with its lengths
 	Hosts []string // whom the kind needs: ADDR:PORT
 	Count int      // frames; 0: until its standard input ends
-	Deaf  bool     // reads nothing
 }
 
 // said is an attacker's last word.
@@ -550,6 +567,7 @@ func (a *assault) run() error {
 		io.Copy(io.Discard, os.Stdin)
 		close(over)
 	}()
+	var mu sync.Mutex // of c, which is ended from beside
 	var c net.Conn
 	defer func() {
 		if c != nil {
@@ -558,45 +576,57 @@ func (a *assault) run() error {
 	}()
 	var s said
 	began := time.Now()
-	dial := func() (err error) {
+	dial := func() error {
 		if c != nil {
 			c.Close()
 		}
-		if c, err = net.Dial("unix", a.Unix); err != nil {
+		n, err := net.Dial("unix", a.Unix)
+		if err != nil {
 			return err
 		}
+		mu.Lock()
+		defer mu.Unlock()
+		c = n
 		s.Wires++
-		if !a.Deaf {
-			go io.Copy(io.Discard, c)
-		}
+		go io.Copy(io.Discard, c)
 		return nil
+	}
+	if a.Kind == "wires" {
+		fmt.Println("{}")
+		for ; s.Wires < a.Count; s.Frames++ {
+			if err := dial(); err != nil {
+				return err
+			}
+			mac := hw{0x52, 0x54, 1, byte(s.Wires >> 16), byte(s.Wires >> 8), byte(s.Wires)}
+			at := netip.AddrFrom4([4]byte{10, 0, 2, byte(100 + s.Wires%100)})
+			c.Write(framed(ether(everybody, mac, 0x0806, arpOf(1, mac, at, hw{}, a.From.GW4))))
+			if s.Wires%3 == 0 {
+				c.Write([]byte{0, 0, 5})
+			}
+		}
+		s.Seconds = time.Since(began).Seconds()
+		return json.NewEncoder(os.Stdout).Encode(s)
 	}
 	if err := dial(); err != nil {
 		return err
 	}
-	// A deaf one's write ends with its time: the daemon may have stopped to read.
-	go func() {
+	go func() { // a write may wait for ever
 		<-over
+		mu.Lock()
+		defer mu.Unlock()
 		c.SetDeadline(time.Now())
 	}()
 	next := floods[a.Kind]
 	if next == nil && a.Bytes == nil {
 		return fmt.Errorf("no kind %q", a.Kind)
 	}
-	lot, each := a.Bytes, 0
-	for rest := a.Bytes; len(rest) >= 4; each++ {
-		rest = rest[min(len(rest), 4+int(binary.BigEndian.Uint32(rest))):]
-	}
 	// As much at once as a socket takes: fewer calls than frames.
-	for one := len(lot); one > 0 && len(lot) < 128<<10; {
+	lot, each := a.Bytes, 0
+	for len(a.Bytes) > 0 && len(lot) < 128<<10 {
 		lot = append(lot, a.Bytes...)
-		each += each * one / len(lot) // set right below
 	}
-	if a.Bytes != nil {
-		each = 0
-		for rest := lot; len(rest) >= 4; each++ {
-			rest = rest[min(len(rest), 4+int(binary.BigEndian.Uint32(rest))):]
-		}
+	for rest := lot; len(rest) >= 4; each++ {
+		rest = rest[min(len(rest), 4+int(binary.BigEndian.Uint32(rest))):]
 	}
 	fmt.Println("{}") // it begins
 	for a.Count == 0 || s.Frames < a.Count {
