@@ -31,19 +31,37 @@ type closedDoors struct {
 
 // Judge implements flows.Policy.
 func (c closedDoors) Judge(q flows.Query) flows.Verdict {
-	if q.Dir == flows.Out {
-		switch {
-		case c.n.inside.has(q.Proto, q.Dst):
-			if c.isDefault {
-				return flows.Verdict{Allow: true}
-			}
-		case c.n.isDoor(c.n.translate(q.Dst)):
-			return flows.Verdict{Reject: true, Reason: flows.ReasonDoor}
-		case !c.n.inRoutes(q.Dst.Addr()):
-			return flows.Verdict{Reject: true, Reason: flows.ReasonRoute}
-		}
+	if v, said := c.first(q); said {
+		return v
 	}
 	return c.Policy.Judge(q)
+}
+
+// JudgeRunning implements flows.RunningPolicy.
+func (c closedDoors) JudgeRunning(q flows.Query, was flows.Verdict) flows.Verdict {
+	if v, said := c.first(q); said {
+		return v
+	}
+	if p, ok := c.Policy.(flows.RunningPolicy); ok {
+		return p.JudgeRunning(q, was)
+	}
+	return c.Policy.Judge(q)
+}
+
+// first is what is said before the policy is asked.
+func (c closedDoors) first(q flows.Query) (v flows.Verdict, said bool) {
+	if q.Dir != flows.Out {
+		return v, false
+	}
+	switch {
+	case c.n.inside.has(q.Proto, q.Dst):
+		return flows.Verdict{Allow: true}, c.isDefault
+	case c.n.isDoor(c.n.translate(q.Dst)):
+		return flows.Verdict{Reject: true, Reason: flows.ReasonDoor}, true
+	case !c.n.inRoutes(q.Dst.Addr()):
+		return flows.Verdict{Reject: true, Reason: flows.ReasonRoute}, true
+	}
+	return v, false
 }
 
 // inRoutes says whether a guest may have to do with an address, as it knows it, at all.

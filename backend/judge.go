@@ -98,7 +98,8 @@ func (c *Config) defaultPolicy(linkLocal netip.Addr) *flows.Default {
 
 // stillAllowed judges a conversation with one peer again.
 func (n *Network) stillAllowed(f *flows.Flow) bool {
-	was, v := f.Verdict(), n.flows.Judge(f.Query)
+	was := f.Verdict()
+	v := n.flows.JudgeRunning(f.Query, was)
 	if !v.Allow || v.Pending != nil || was.Pending != nil {
 		return false
 	}

@@ -69,12 +69,17 @@ func (m *mapping) take(dst netip.AddrPort, payload []byte) {
 	m.mu.Lock()
 	x := m.peers[dst]
 	if x == nil || x.state == peerOpen && x.gen != gen {
-		running, said := x != nil, flows.Hello{}
+		running, said, was := x != nil, flows.Hello{}, flows.Verdict{}
 		if running {
-			said = x.said
+			said, was = x.said, x.verdict
 		}
 		m.mu.Unlock()
-		v := m.port.net.flows.Judge(m.query(dst))
+		var v flows.Verdict
+		if running {
+			v = m.port.net.flows.JudgeRunning(m.query(dst), was)
+		} else {
+			v = m.port.net.flows.Judge(m.query(dst))
+		}
 		if said.How != flows.HelloNone && v.Pending == nil {
 			if w := inspect(v, said); !w.Allow {
 				v = w
@@ -118,7 +123,7 @@ func (m *mapping) judged(dst netip.AddrPort, was *peer, gen uint64, v flows.Verd
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if m.plain == nil || m.plain.gen != gen { // one for all that nothing more is known of
-			m.plain = &peer{gen: gen}
+			m.plain = &peer{gen: gen, verdict: flows.Verdict{Allow: true}}
 		}
 		m.put(dst, m.plain)
 		return m.plain
@@ -362,14 +367,19 @@ func (u *udpSide) rejudge(seen map[*flows.Flow]bool) (ended int) {
 func (m *mapping) rejudge() (ended int) {
 	n := m.port.net
 	m.mu.Lock()
-	peers := make(map[netip.AddrPort]*peer, len(m.peers))
+	type judged struct {
+		*peer
+		was flows.Verdict
+	}
+	peers := make(map[netip.AddrPort]judged, len(m.peers))
 	for a, x := range m.peers {
-		peers[a] = x
+		peers[a] = judged{x, x.verdict}
 	}
 	m.mu.Unlock()
-	for dst, x := range peers {
+	for dst, y := range peers {
+		x := y.peer
 		gen := n.flows.PolicyGen()
-		v := n.flows.Judge(m.query(dst))
+		v := n.flows.JudgeRunning(m.query(dst), y.was)
 		m.mu.Lock()
 		if m.peers[dst] != x {
 			m.mu.Unlock()

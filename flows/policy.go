@@ -83,6 +83,19 @@ type RunningPolicy interface {
 	JudgeRunning(q Query, was Verdict) Verdict
 }
 
+// JudgeRunning asks the policy about a conversation that it let in before, as was.
+func (t *Table) JudgeRunning(q Query, was Verdict) Verdict {
+	p, ok := t.Policy().(RunningPolicy)
+	if !ok {
+		return t.Judge(q)
+	}
+	v := p.JudgeRunning(q, was)
+	if v.Pending == nil && !v.Allow {
+		return v.Refused()
+	}
+	return v
+}
+
 // Default is the policy of a network that nobody configured: what QEMU's user network allows, less the ways to the
 // host's link-local neighbours. Conversations that the host opens are always let in.
 type Default struct {
