@@ -80,7 +80,8 @@ func policyCommand() *cobra.Command {
 		})
 	})
 	set.Long = `Set the policy: a preset, or a file of rules, - for standard input. It holds for new conversations, with --now for those that
-run, too: what may not be any more is ended.
+run, too: what may not be any more is ended. It lives as long as the daemon: what is to be there from the start is given to
+vmnetd serve (--policy, --allow, --policy-file).
 
   vmnetd policy set sandbox --allow example.com --allow 'tcp *.debian.org:80,443'
   vmnetd policy set --guest 'build*' - <<end
@@ -124,6 +125,7 @@ address or a name. Exit status: 0 if it may, 1 if not.`
 	list.Hidden = true // ask --list is what people are told of
 
 	var listOnly bool
+	var askGuest, answerGuest string
 	scope := scopeValue("session")
 	ask := in.lasting("ask", "Answer the policy's questions", exactly(0), func(ctx context.Context, c *control.Client, _ []string) error {
 		if listOnly {
@@ -135,7 +137,7 @@ address or a name. Exit status: 0 if it may, 1 if not.`
 		if in.format == "json" {
 			return usagef("-o json is of --list; programs answer by 'vmnetd policy answer', or the API")
 		}
-		return askPeople(ctx, c, os.Stdin, os.Stdout, string(scope))
+		return askPeople(ctx, c, os.Stdin, os.Stdout, control.Answer{For: string(scope), Guest: askGuest})
 	})
 	ask.Long = `Show what rules with the verdict ask want to know, as it comes, and take an answer a line: y or n, and for how long if that is
 not what --for says: once for the conversations that wait, session until the guest goes, always as a rule of the policy.
@@ -144,6 +146,7 @@ A conversation is held for 30 seconds; without an answer by then it is refused.
 Without a terminal: vmnetd policy ask --list, and vmnetd policy answer.`
 	ask.Flags().BoolVar(&listOnly, "list", false, "print what is asked now, and end")
 	ask.Flags().Var(&scope, "for", "how long answers hold: `once`, session or always")
+	ask.Flags().StringVar(&askGuest, "guest", "", alwaysGuest)
 
 	answerScope := scopeValue("session")
 	answer := in.command("answer QUESTION allow|deny", "Answer one of the policy's questions", exactly(2), func(ctx context.Context, c *control.Client, a []string) error {
@@ -154,9 +157,10 @@ Without a terminal: vmnetd policy ask --list, and vmnetd policy answer.`
 		if a[1] != "allow" && a[1] != "deny" {
 			return usagef("answer %s: %s", a[1], didYouMean(a[1], []string{"allow", "deny"}))
 		}
-		return c.Answer(ctx, id, control.Answer{Answer: a[1], For: string(answerScope)})
+		return c.Answer(ctx, id, control.Answer{Answer: a[1], For: string(answerScope), Guest: answerGuest})
 	})
 	answer.Flags().Var(&answerScope, "for", "how long it holds: `once`, session or always")
+	answer.Flags().StringVar(&answerGuest, "guest", "", alwaysGuest)
 
 	var learnGuest string
 	var learnOpen bool
@@ -189,6 +193,8 @@ Without a terminal: vmnetd policy ask --list, and vmnetd policy answer.`
 
 	return group("policy", "Show, set, test and learn what guests may reach", "", show, set, test, ask, answer, learn, list)
 }
+
+const alwaysGuest = "whose rule always makes: a `PATTERN` of id, name or MAC, * for all guests (default the id of the one that asks, which has another when it comes back)"
 
 // networks are those that a command is about: the one that is named, or all.
 func (in *inspector) networks(ctx context.Context, c *control.Client) ([]string, error) {
@@ -324,7 +330,7 @@ func destination(q control.Question) string {
 }
 
 // askPeople shows questions one after another and takes answers.
-func askPeople(ctx context.Context, c *control.Client, in io.Reader, out io.Writer, scope string) error {
+func askPeople(ctx context.Context, c *control.Client, in io.Reader, out io.Writer, usual control.Answer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changed, ended := make(chan struct{}, 1), make(chan error, 1)
@@ -389,7 +395,7 @@ func askPeople(ctx context.Context, c *control.Client, in io.Reader, out io.Writ
 			name = fmt.Sprintf("%s (%s)", g.Name, g.ID)
 		}
 		fmt.Fprintf(out, "%s to %s %s, by rule %q; %s left. Allow? y or n [once, session, always; else %s] ",
-			printable(name), shown.Proto, printable(destination(*shown)), printable(shown.Rule), max(0, time.Until(shown.Until)).Round(time.Second), scope)
+			printable(name), shown.Proto, printable(destination(*shown)), printable(shown.Rule), max(0, time.Until(shown.Until)).Round(time.Second), usual.For)
 		return nil
 	}
 	for {
@@ -417,7 +423,7 @@ func askPeople(ctx context.Context, c *control.Client, in io.Reader, out io.Writ
 			if shown == nil {
 				continue
 			}
-			a, err := readAnswer(line, scope)
+			a, err := readAnswer(line, usual)
 			if err != nil {
 				fmt.Fprintf(out, "  %v ", err)
 				continue
@@ -438,12 +444,14 @@ func askPeople(ctx context.Context, c *control.Client, in io.Reader, out io.Writ
 }
 
 // readAnswer reads "y", "no always".
-func readAnswer(line, scope string) (control.Answer, error) {
+func readAnswer(line string, a control.Answer) (control.Answer, error) {
 	words := strings.Fields(strings.ToLower(line))
-	a := control.Answer{For: scope}
 	if len(words) == 2 && slices.Contains(scopes, words[1]) {
 		a.For = words[1]
 		words = words[:1]
+	}
+	if a.For != "always" {
+		a.Guest = "" // only a rule can be others'
 	}
 	if len(words) == 1 {
 		switch words[0] {
