@@ -28,6 +28,9 @@ const (
 	// heldBytes is how much of a guest's datagrams is held for all its peers: sixty QUIC clients that each begin with
 	// three datagrams of an Ethernet's length.
 	heldBytes = 256 << 10
+	// rememberedBytes is how much of a guest's hellos is remembered, for helloTime, so that one that is sent again is told
+	// from another one: a hundred of them. What is not remembered is looked at again.
+	rememberedBytes = 256 << 10
 	// peersAsked is about how many of a guest's peers somebody may be asked at a time: more than anybody answers. TCP
 	// has flows.Limits.Dials.
 	peersAsked = 64
@@ -48,16 +51,16 @@ type peer struct {
 	verdict flows.Verdict
 
 	said flows.Hello // once the guest has named somebody
-	id   []byte      // of the QUIC connection that it did it in
 	at   time.Time   // and when; in peerSaying, since when
 
-	look *hello.Datagrams   // in peerSaying
+	look *hello.Datagrams   // in peerSaying, and while it is remembered what was said
+	kept int64              // bytes of that
 	held [][]byte           // but in peerOpen
 	stop context.CancelFunc // in peerAsked
 }
 
-// holds is how much a guest has held, and about how many peers is asked.
-type holds struct{ bytes, asked atomic.Int64 }
+// holds is how much a guest has held and is remembered of it, and about how many peers is asked.
+type holds struct{ bytes, remembered, asked atomic.Int64 }
 
 func (m *mapping) query(dst netip.AddrPort) flows.Query {
 	return flows.Query{Guest: m.port.id, Proto: flows.UDP, Src: m.src, Dst: dst}
@@ -95,11 +98,11 @@ func (m *mapping) take(dst netip.AddrPort, payload []byte) {
 		}
 		m.mu.Lock()
 		if running && x.state == peerSaying { // its first bytes have gone: only what it begins anew is looked at
-			x.state, x.look = peerOpen, nil
+			x.state = peerOpen
 		}
 	}
 	if x.state == peerOpen && x.verdict.Inspect != nil && m.beginsAnew(x, payload) {
-		x.state, x.look, x.at = peerSaying, new(hello.Datagrams), time.Now()
+		x.state, x.at = peerSaying, time.Now()
 	}
 	if x.state == peerOpen {
 		m.mu.Unlock()
@@ -129,16 +132,20 @@ func (m *mapping) judged(dst netip.AddrPort, was *peer, gen uint64, v flows.Verd
 		return m.plain
 	}
 	x := &peer{gen: gen, verdict: v}
+	m.mu.Lock()
 	if was != nil {
-		x.said, x.id, x.at = was.said, was.id, was.at
+		x.said, x.at, x.look, x.kept = was.said, was.at, was.look, was.kept
+		was.look, was.kept = nil, 0
 	}
 	if v.Pending == nil {
-		x.state, x.look, x.at = peerSaying, new(hello.Datagrams), time.Now()
-		m.mu.Lock()
 		defer m.mu.Unlock()
+		if x.state = peerSaying; was == nil {
+			x.look, x.at = new(hello.Datagrams), time.Now()
+		}
 		m.put(dst, x)
 		return x
 	}
+	m.mu.Unlock()
 	h := &m.port.udp.holds
 	if h.asked.Add(1) > peersAsked {
 		h.asked.Add(-1)
@@ -163,6 +170,7 @@ func (m *mapping) put(dst netip.AddrPort, x *peer) {
 	if len(m.peers) >= peersKept {
 		for a, y := range m.peers { // those that nothing is lost of
 			if y == m.plain || y.state == peerOpen && y.verdict.Inspect == nil {
+				m.forget(y)
 				delete(m.peers, a)
 			}
 		}
@@ -185,8 +193,14 @@ func (m *mapping) forgetPeers() {
 	clear(m.peers)
 }
 
-// release lets go of what is held of a peer. Called with m.mu held.
-func (m *mapping) release(x *peer) [][]byte {
+// release lets go of what is held and remembered of a peer. Called with m.mu held.
+func (m *mapping) release(x *peer) {
+	m.unhold(x)
+	m.forget(x)
+}
+
+// unhold returns what is held of a peer. Called with m.mu held.
+func (m *mapping) unhold(x *peer) [][]byte {
 	held := x.held
 	for _, b := range held {
 		m.port.udp.holds.bytes.Add(-int64(len(b) + itemCost))
@@ -216,14 +230,37 @@ func (m *mapping) hold(x *peer, payload []byte) bool {
 	return true
 }
 
-// beginsAnew says whether a datagram begins a QUIC connection that was not looked at. One that has the ID of the one that
-// was is that one's, sent again. Called with m.mu held.
+// remember keeps what a peer's client has said, if there is room. Called with m.mu held.
+func (m *mapping) remember(x *peer) {
+	n, sum := int64(x.look.Holds()), &m.port.udp.holds.remembered
+	sum.Add(n - x.kept)
+	if x.kept = n; n == 0 || sum.Load() > rememberedBytes {
+		m.forget(x)
+		return
+	}
+	m.saying.Store(true) // for the sweep
+}
+
+// forget undoes remember. Called with m.mu held.
+func (m *mapping) forget(x *peer) {
+	m.port.udp.holds.remembered.Add(-x.kept)
+	x.look, x.kept = nil, 0
+}
+
+// beginsAnew says whether a datagram begins a QUIC connection that was not looked at, or one with another hello under the
+// ID of one that was, and readies x to look at it. Called with m.mu held.
 func (m *mapping) beginsAnew(x *peer, payload []byte) bool {
 	if len(payload) == 0 || payload[0]&0xc0 != 0xc0 { // RFC 9000 §17.2: no long header
 		return false
 	}
-	id, begins := hello.Begins(payload)
-	return begins && !(bytes.Equal(id, x.id) && len(id) > 0 && time.Since(x.at) < helloTime)
+	if x.look != nil {
+		return x.look.Again(payload)
+	}
+	_, begins := hello.Begins(payload)
+	if begins {
+		x.look = new(hello.Datagrams)
+	}
+	return begins
 }
 
 // look looks at a datagram of a peer that was held, and has the policy judge once it is known whom the guest names.
@@ -233,15 +270,13 @@ func (m *mapping) look(dst netip.AddrPort, x *peer, payload []byte) {
 		m.mu.Unlock()
 		return
 	}
-	if id, begins := hello.Begins(payload); begins {
-		x.id = bytes.Clone(id)
-	}
 	h, more := x.look.Look(payload)
 	if more {
 		m.mu.Unlock()
 		return
 	}
-	x.state, x.look, x.said, x.at = peerJudging, nil, h, time.Now()
+	x.state, x.said, x.at = peerJudging, h, time.Now()
+	m.remember(x)
 	v := x.verdict
 	m.mu.Unlock()
 
@@ -262,7 +297,7 @@ func (m *mapping) let(dst netip.AddrPort, x *peer) {
 		return
 	}
 	x.state = peerOpen
-	held := m.release(x)
+	held := m.unhold(x)
 	m.mu.Unlock()
 	for _, b := range held {
 		m.send(dst, b)
@@ -289,6 +324,7 @@ func (m *mapping) answered(dst netip.AddrPort, x *peer, v flows.Verdict) {
 		return
 	}
 	x.verdict = v
+	m.forget(x)
 	if v.Inspect == nil {
 		m.mu.Unlock()
 		m.flow.SetState(flows.Open)
@@ -335,11 +371,15 @@ func (m *mapping) expire() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for dst, x := range m.peers {
-		if x.state != peerSaying {
+		if x.state != peerSaying && x.kept == 0 {
 			continue
 		}
 		if time.Since(x.at) <= helloTime {
 			m.saying.Store(true)
+			continue
+		}
+		if x.state != peerSaying {
+			m.forget(x)
 			continue
 		}
 		m.release(x)
