@@ -470,6 +470,7 @@ func (s *session) drop() {
 func (ss *sessions) answer(e *entry, s *session, guest net.Conn) {
 	defer e.t.wg.Done()
 	defer ss.finish(e, s)
+	defer e.guard("datagrams", func() {})
 	buf := largePool.Get().(*[largeBuf]byte)
 	defer largePool.Put(buf)
 	for failed := 0; ; {
