@@ -120,5 +120,8 @@ func (d *daemon) sweeper() (*sweeper, error) {
 			}
 		}
 	}
+	if len(s.Files) == 0 && len(s.Dirs) == 0 {
+		return nil, nil
+	}
 	return startSweeper(s)
 }

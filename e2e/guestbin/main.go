@@ -46,6 +46,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"dhcp6":    dhcp6,
 	"ra":       solicitRouter,
 	"tap":      tap,
+	"scan":     scan,
 }
 
 func main() {
