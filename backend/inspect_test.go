@@ -136,7 +136,7 @@ func TestInspect(t *testing.T) {
 			{"too much", func(t *testing.T, g *TCPConn) []byte {
 				g.Write(append([]byte("GET / HTTP/1.1\r\nX: "), bytes.Repeat([]byte("x"), 64<<10)...))
 				return nil
-			}, flows.Hello{How: flows.HelloHTTP}},
+			}, flows.Hello{How: flows.HelloPart}},
 			{"the end", func(t *testing.T, g *TCPConn) []byte {
 				g.CloseWrite()
 				return nil
