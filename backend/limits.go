@@ -109,13 +109,15 @@ type LimitInfo struct {
 	Text  string     `json:"text"`            // the value as people write it: "8MiB"
 	Unit  flows.Unit `json:"unit,omitempty"`  // absent: a number of things
 	Own   bool       `json:"own,omitempty"`   // the guest's, not the network's
+	Each  bool       `json:"each,omitempty"`  // the network's, of each guest that has none of its own; what is used is the guests'
 	Now   int        `json:"now"`             // in use
 	Most  int        `json:"most"`            // ever
 	Hits  uint64     `json:"hits"`            // times that something was refused, dropped, ended or held back for it
 	Why   string     `json:"why"`             // what it bounds, and its default's reason
 }
 
-// Limits returns the limits of a guest, by its id, or those for all guests together if guest is empty.
+// Limits returns the limits of a guest, by its id; or, if guest is empty, those for all guests together, and what each guest
+// has that has none of its own.
 func (n *Network) Limits(guest string) ([]LimitInfo, error) {
 	list := []LimitInfo{}
 	add := func(m flows.Limit, force, own *flows.Limits, u flows.Use) {
@@ -135,7 +137,15 @@ func (n *Network) Limits(guest string) ([]LimitInfo, error) {
 				add(m, &force, nil, map[string]flows.Use{"total": total, "total-dials": dials}[m.Name])
 			}
 		}
-		return append(list, n.memoryLimit()...), nil
+		list = append(list, n.memoryLimit()...)
+		n.cfg.Memory.within(&force)
+		for _, m := range flows.AllLimits() {
+			if !m.Network {
+				add(m, &force, nil, flows.Use{})
+				list[len(list)-1].Each = true
+			}
+		}
+		return list, nil
 	}
 	p := n.port(guest)
 	if p == nil {

@@ -278,8 +278,10 @@ func (n *Network) memoryLimit() []LimitInfo {
 		s := readMemory()
 		return []LimitInfo{{Name: noMemory, Text: "none", Unit: flows.Bytes, Now: int(s.live), Most: int(s.live), Why: memoryWhy}}
 	}
+	s := m.read()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.now, m.most = s.live, max(m.most, s.live)
 	return []LimitInfo{{Name: noMemory, Value: int(m.target), Text: bytesText(m.target), Unit: flows.Bytes,
 		Now: int(m.now), Most: int(m.most), Hits: m.hits, Why: memoryWhy}}
 }

@@ -102,7 +102,7 @@ func TestMemorySqueezesTheLargest(t *testing.T) {
 	if w := n.Status().Warnings; len(w) != 0 {
 		t.Errorf("status: %q", w)
 	}
-	if l := n.memoryLimit(); len(l) != 1 || l[0].Value != 64<<20 || l[0].Hits != 2 || l[0].Most != 49<<20 {
+	if l := n.memoryLimit(); len(l) != 1 || l[0].Value != 64<<20 || l[0].Hits != 2 || l[0].Most != 49<<20 || l[0].Now != 20<<20 {
 		t.Errorf("%+v", l)
 	}
 }

@@ -167,7 +167,7 @@ func Named(name string) (*Limit, error) {
 		}
 	}
 	if best != "" {
-		return nil, fmt.Errorf("no limit is called %.40q: %s?", name, best)
+		return nil, fmt.Errorf("no limit is called %.40q: did you mean %s?", name, best)
 	}
 	var names []string
 	for _, m := range allLimits {

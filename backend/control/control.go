@@ -21,6 +21,8 @@
 //	GET    /v1/forwards           port forwards
 //	POST   /v1/forwards           add: {"rule":"2222:22"}, or {"rule":{"proto":"tcp","host_port":2222,"guest_port":22}}
 //	DELETE /v1/forwards/{id}      by id, as "tcp:127.0.0.1:2222"; ?cut=true ends its conversations
+//	GET    /v1/limits             what guests may have, have, and had; ?guest= for one
+//	PUT    /v1/limits             change: {"guest":"g1","limits":{"flows":100,"up":"10mbit"}}; without a guest, the network's
 //	GET    /v1/leases             who has which address
 //	DELETE /v1/leases/{address}   free one
 //	GET    /v1/dns                local records

@@ -25,7 +25,8 @@ func limitsCommand() *cobra.Command {
 			return showList(ctx, in, c, func() ([]backend.LimitInfo, error) { return c.Limits(ctx, guest) }, writeLimits)
 		})
 	show.Long = `Show what each guest may have, what it has now, the most that it had, and how often something was refused, dropped,
-ended or held back for a limit. Without a guest, those for all guests together come first.
+ended or held back for a limit. Without a guest, those for all guests together come first, and what each has that has none
+of its own.
 
 A limit with a star is the guest's own. They are set by --limit when the daemon starts, or by 'vmnetd limits set':
 
@@ -72,6 +73,10 @@ func writeLimits(w io.Writer, list []backend.LimitInfo) {
 				m = &flows.Limit{Unit: l.Unit}
 			}
 			now, most = m.Format(l.Now), m.Format(l.Most)
+		}
+		if l.Each {
+			row(w, "each", l.Name, value, "", "", "", l.Why)
+			continue
 		}
 		row(w, guest, l.Name, value, now, most, l.Hits, l.Why)
 	}
