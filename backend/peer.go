@@ -49,6 +49,7 @@ type peer struct {
 	state   peerState
 	gen     uint64 // of the policy (flows.Table.PolicyGen) that judged it
 	verdict flows.Verdict
+	shared  bool // by peers that nothing more is known of; it does not change
 
 	said flows.Hello // once the guest has named somebody
 	at   time.Time   // and when; in peerSaying, since when
@@ -66,41 +67,99 @@ func (m *mapping) query(dst netip.AddrPort) flows.Query {
 	return flows.Query{Guest: m.port.id, Proto: flows.UDP, Src: m.src, Dst: dst}
 }
 
-// take carries a datagram to dst, holds it, or says why not. payload is the caller's again when it returns.
-func (m *mapping) take(dst netip.AddrPort, payload []byte) {
+// take carries a datagram to dst, holds it, or says why not. payload is the caller's again when it returns. It reports
+// false if the mapping has ended, and has not touched the datagram then.
+func (m *mapping) take(dst netip.AddrPort, payload []byte) bool {
 	gen := m.port.net.flows.PolicyGen()
 	m.mu.Lock()
-	x := m.peers[dst]
-	if x == nil || x.state == peerOpen && x.gen != gen {
-		running, said, was := x != nil, flows.Hello{}, flows.Verdict{}
-		if running {
-			said, was = x.said, x.verdict
-		}
+	if m.over {
 		m.mu.Unlock()
-		var v flows.Verdict
-		if running {
-			v = m.port.net.flows.JudgeRunning(m.query(dst), was)
-		} else {
-			v = m.port.net.flows.Judge(m.query(dst))
-		}
-		if said.How != flows.HelloNone && v.Pending == nil {
-			if w := inspect(v, said); !w.Allow {
-				v = w
-			}
-		}
-		if !v.Allow && v.Pending == nil {
-			m.refuse(dst, x, len(payload), v)
-			return
-		}
-		if x = m.judged(dst, x, gen, v); x == nil {
-			m.port.drop(flows.ReasonRateLimit)
-			return
-		}
-		m.mu.Lock()
-		if running && x.state == peerSaying { // its first bytes have gone: only what it begins anew is looked at
-			x.state = peerOpen
+		return false
+	}
+	x := m.peers[dst]
+	if x != nil && (x.state != peerOpen || x.gen == gen) {
+		m.pass(dst, x, payload)
+		return true
+	}
+	if x == nil {
+		m.mu.Unlock()
+		m.begin(dst, nil, gen, m.port.net.flows.Judge(m.query(dst)), payload)
+		return true
+	}
+	was := *x
+	m.mu.Unlock()
+	v := m.port.net.flows.JudgeRunning(m.query(dst), was.verdict)
+	if v.Allow && was.said.How != flows.HelloNone {
+		if w := inspect(v, was.said); !w.Allow {
+			v = w
 		}
 	}
+	m.begin(dst, x, gen, v, payload)
+	return true
+}
+
+// begin goes on with a datagram whose peer was judged: for the first time, or again if it has run as was.
+func (m *mapping) begin(dst netip.AddrPort, was *peer, gen uint64, v flows.Verdict, payload []byte) {
+	if !v.Allow && v.Pending == nil {
+		m.refuse(dst, was, len(payload), v)
+		return
+	}
+	x := &peer{gen: gen, verdict: v}
+	asked := &m.port.udp.holds.asked
+	switch {
+	case v.Pending != nil:
+		if asked.Add(1) > peersAsked {
+			asked.Add(-1)
+			m.refuse(dst, was, len(payload), flows.Verdict{Reason: flows.ReasonRateLimit})
+			return
+		}
+		x.state = peerAsked
+	case v.Inspect == nil:
+		x = m.plainOf(gen, v)
+	case was == nil: // else its first bytes have gone: only what it begins anew is looked at
+		x.state, x.look, x.at = peerSaying, new(hello.Datagrams), time.Now()
+	}
+	var ctx context.Context
+	if v.Pending != nil {
+		ctx, x.stop = context.WithCancel(m.port.ctx)
+	}
+	m.mu.Lock()
+	if m.over {
+		m.mu.Unlock()
+		if v.Pending != nil {
+			x.stop()
+			asked.Add(-1)
+		}
+		m.port.drop(flows.ReasonEvicted)
+		return
+	}
+	if was != nil && !x.shared {
+		x.said, x.at, x.look, x.kept = was.said, was.at, was.look, was.kept
+		was.look, was.kept = nil, 0
+	}
+	m.put(dst, x)
+	m.pass(dst, x, payload)
+	if v.Pending != nil { // not before the datagram is held: the answer may be there already
+		m.port.goes("ask", func() {
+			v := m.port.await(ctx, v)
+			asked.Add(-1)
+			m.answered(dst, x, v)
+		})
+	}
+}
+
+// plainOf is a peer that is allowed and nothing more.
+func (m *mapping) plainOf(gen uint64, v flows.Verdict) *peer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.plain == nil || m.plain.gen != gen || m.plain.verdict.Rule != v.Rule {
+		m.plain = &peer{gen: gen, verdict: v, shared: true}
+	}
+	return m.plain
+}
+
+// pass carries a datagram to a peer, or holds it. Called with m.mu held, which it gives up.
+func (m *mapping) pass(dst netip.AddrPort, x *peer, payload []byte) {
 	if x.state == peerOpen && x.verdict.Inspect != nil && m.beginsAnew(x, payload) {
 		x.state, x.at = peerSaying, time.Now()
 	}
@@ -111,7 +170,9 @@ func (m *mapping) take(dst netip.AddrPort, payload []byte) {
 	}
 	ok := m.hold(x, payload)
 	saying := ok && x.state == peerSaying
-	m.saying.Store(saying || m.saying.Load())
+	if saying {
+		m.saying.Store(true)
+	}
 	m.mu.Unlock()
 	if !ok {
 		m.port.drop(flows.ReasonQueueFull)
@@ -120,56 +181,11 @@ func (m *mapping) take(dst netip.AddrPort, payload []byte) {
 	}
 }
 
-// judged remembers a peer's verdict and returns the peer. nil: about too many others is asked.
-func (m *mapping) judged(dst netip.AddrPort, was *peer, gen uint64, v flows.Verdict) *peer {
-	if v.Pending == nil && v.Inspect == nil {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.plain == nil || m.plain.gen != gen { // one for all that nothing more is known of
-			m.plain = &peer{gen: gen, verdict: flows.Verdict{Allow: true}}
-		}
-		m.put(dst, m.plain)
-		return m.plain
-	}
-	x := &peer{gen: gen, verdict: v}
-	m.mu.Lock()
-	if was != nil {
-		x.said, x.at, x.look, x.kept = was.said, was.at, was.look, was.kept
-		was.look, was.kept = nil, 0
-	}
-	if v.Pending == nil {
-		defer m.mu.Unlock()
-		if x.state = peerSaying; was == nil {
-			x.look, x.at = new(hello.Datagrams), time.Now()
-		}
-		m.put(dst, x)
-		return x
-	}
-	m.mu.Unlock()
-	h := &m.port.udp.holds
-	if h.asked.Add(1) > peersAsked {
-		h.asked.Add(-1)
-		return nil
-	}
-	x.state = peerAsked
-	var ctx context.Context
-	ctx, x.stop = context.WithCancel(m.port.ctx)
-	m.mu.Lock()
-	m.put(dst, x)
-	m.mu.Unlock()
-	m.port.goes("ask", func() {
-		v := m.port.await(ctx, v)
-		h.asked.Add(-1)
-		m.answered(dst, x, v)
-	})
-	return x
-}
-
 // put remembers a peer. Called with m.mu held.
 func (m *mapping) put(dst netip.AddrPort, x *peer) {
 	if len(m.peers) >= peersKept {
 		for a, y := range m.peers { // those that nothing is lost of
-			if y == m.plain || y.state == peerOpen && y.verdict.Inspect == nil {
+			if y.state == peerOpen && y.verdict.Inspect == nil {
 				m.forget(y)
 				delete(m.peers, a)
 			}
@@ -351,7 +367,7 @@ func (m *mapping) refuse(dst netip.AddrPort, x *peer, n int, v flows.Verdict) {
 		m.release(x)
 		delete(m.peers, dst)
 	}
-	last := x != nil && len(m.peers) == 0
+	last := len(m.peers) == 0
 	m.mu.Unlock()
 	if last && m.flow.State() != flows.Closed {
 		m.port.drops[v.Reason].Add(1)
@@ -437,9 +453,9 @@ func (m *mapping) rejudge() (ended int) {
 		m.mu.Lock()
 		switch {
 		case m.peers[dst] != x:
-		case ok && x != m.plain:
+		case ok && !x.shared:
 			x.gen, x.verdict = gen, v
-		case ok: // with its next datagram
+		case ok: // it is judged again with its next datagram
 		default:
 			m.release(x)
 			delete(m.peers, dst)

@@ -618,15 +618,15 @@ func (s *stream) abort(r flows.Reason) {
 		}
 	}
 	s.dropSYN()
-	if s.stop != nil {
-		s.stop()
-	}
 	s.unhook()
 	if was == streamOpen || was == streamLeaving {
 		s.ep.Abort()
 		s.ep.Close()
 	}
 	s.flow.End(r)
+	if s.stop != nil {
+		s.stop() // now that why is known
+	}
 	if s.over != nil {
 		s.over(fmt.Errorf("conversation ended: %s", r))
 	}

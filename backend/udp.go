@@ -67,7 +67,8 @@ type mapping struct {
 	// Whom it talks to (peer.go):
 	mu     sync.Mutex
 	peers  map[netip.AddrPort]*peer
-	plain  *peer                       // all that nothing more is known of than that they are allowed
+	over   bool
+	plain  *peer                       // the last that is shared
 	shut   map[netip.AddrPort]struct{} // which a new policy has ended conversations with
 	shuts  atomic.Bool                 // there are such
 	saying atomic.Bool                 // there may be peers that are not known to have said whom they name
@@ -147,32 +148,29 @@ func (u *udpSide) take(src, dst netip.AddrPort, h header.UDP, payload []byte) {
 		}
 		return
 	}
-	if m == nil {
-		var verdict flows.Verdict
-		if m, verdict = u.open(src, dst); m == nil {
+	if m == nil || !m.take(dst, payload) {
+		if verdict := u.open(src, dst, payload); !verdict.Allow && verdict.Pending == nil {
 			u.reject(src, dst, len(payload), verdict)
-			return
 		}
 	}
-	m.take(dst, payload)
 }
 
-// open makes the mapping of src.
-func (u *udpSide) open(src, dst netip.AddrPort) (*mapping, flows.Verdict) {
+// open makes the mapping of src, with its first datagram, unless the verdict says no.
+func (u *udpSide) open(src, dst netip.AddrPort, payload []byte) flows.Verdict {
 	p, n := u.port, u.port.net
 	m := &mapping{port: p, src: src, peers: map[netip.AddrPort]*peer{}, shut: map[netip.AddrPort]struct{}{}}
 	m.only.Store(true)
 	gen := n.flows.PolicyGen()
 	f, v := n.admit(p, flows.Query{Guest: p.id, Proto: flows.UDP, Src: src, Dst: dst}, func(flows.Reason) { u.end(m) })
 	if f == nil {
-		return nil, v
+		return v
 	}
 	m.flow = f
 	conn, err := n.cfg.Egress.ListenPacket(p.ctx, egress.UDPNetwork(dst.Addr()), netip.AddrPort{})
 	if err != nil {
 		f.End(reasonOf(egress.Classify(err)))
 		n.complain("udp socket", err)
-		return nil, flows.Verdict{Reason: flows.ReasonExhausted}
+		return flows.Verdict{Reason: flows.ReasonExhausted}
 	}
 	polled := p.loop.openUDP(m, conn)
 	u.mu.Lock()
@@ -181,7 +179,7 @@ func (u *udpSide) open(src, dst netip.AddrPort) (*mapping, flows.Verdict) {
 		conn.Close()
 		m.poll.forget()
 		f.End(flows.ReasonGuestGone)
-		return nil, flows.Verdict{Reason: flows.ReasonGuestGone}
+		return flows.Verdict{Reason: flows.ReasonGuestGone}
 	}
 	m.conn = conn // only now may end close it
 	u.mappings[src] = m
@@ -192,13 +190,8 @@ func (u *udpSide) open(src, dst netip.AddrPort) (*mapping, flows.Verdict) {
 	if !polled {
 		p.goes("udp", m.receive)
 	}
-	if m.judged(dst, nil, gen, v) == nil {
-		p.drops[flows.ReasonRateLimit].Add(1)
-		f.End(flows.ReasonRateLimit)
-		u.end(m)
-		return nil, flows.Verdict{Reason: flows.ReasonRateLimit}
-	}
-	return m, v
+	m.begin(dst, nil, gen, v, payload)
+	return v
 }
 
 // end takes a mapping out and closes its socket.
@@ -210,6 +203,7 @@ func (u *udpSide) end(m *mapping) {
 	conn := m.conn
 	u.mu.Unlock()
 	m.mu.Lock()
+	m.over = true
 	m.forgetPeers()
 	m.mu.Unlock()
 	if conn != nil {
