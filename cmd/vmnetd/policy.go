@@ -425,7 +425,7 @@ func askPeople(ctx context.Context, c *control.Client, in io.Reader, out io.Writ
 			}
 			a, err := readAnswer(line, usual)
 			if err != nil {
-				fmt.Fprintf(out, "  %v ", err)
+				fmt.Fprintf(out, "  %v: ", err)
 				continue
 			}
 			one := *c
@@ -463,7 +463,7 @@ func readAnswer(line string, a control.Answer) (control.Answer, error) {
 			return a, nil
 		}
 	}
-	return a, errors.New("y or n, and once, session or always if you like:")
+	return a, errors.New("want y or n, and once, session or always if you like")
 }
 
 // chosenPolicy is what the flags of a network say of what guests may reach.

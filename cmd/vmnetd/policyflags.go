@@ -26,10 +26,10 @@ type policyFlags struct {
 var policyFlagNames = []string{"policy", "restrict", "allow", "policy-file"}
 
 func (f *policyFlags) add(fs *pflag.FlagSet) {
-	fs.Var(&f.preset, "policy", "what guests reach: open (default), sandbox for what --allow and --policy-file name and nothing else, offline for one another and forwards, restrict for forwards only")
+	fs.Var(&f.preset, "policy", "what guests reach, a `PRESET`: open (default), sandbox for what --allow and --policy-file name and nothing else, offline for one another and forwards, restrict for forwards only")
 	fs.StringArrayVar(&f.rules, "allow", nil, "`RULE` before the policy's own: example.com, 'tcp *.debian.org:80,443', or with another verdict, 'reject any private'; may be repeated, the first that matches decides")
 	fs.StringVar(&f.file, "policy-file", "", "`FILE` of rules, as 'vmnetd policy show' prints them, behind those of --allow")
-	fs.Var(&f.restrict, "restrict", "as QEMU's restrict=on: --policy restrict")
+	fs.Var(&f.restrict, "restrict", "`on` as QEMU's restrict=on: --policy restrict")
 	fs.Lookup("restrict").NoOptDefVal = "on"
 	fs.BoolVar(&f.audit, "policy-audit", false, "a log line for each of the policy's decisions")
 }

@@ -331,6 +331,9 @@ func (d *daemon) stop(patience time.Duration) {
 		if d.endDoors != nil {
 			d.endDoors()
 		}
+		for _, p := range d.policies {
+			p.Close() // nobody is there to answer what they ask
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		var ending sync.WaitGroup
 		for _, n := range d.nets {
