@@ -8,46 +8,14 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strings"
 	"testing"
 
 	"github.com/vmnetd/vmnetd/flows"
 )
 
-// streams are what the fuzzer starts from, by name.
-func streams() map[string][]byte {
-	request := func(s string) []byte { return []byte(strings.ReplaceAll(s, "\n", "\r\n")) }
-	return map[string][]byte{
-		"tls-13":              goHello(&tls.Config{ServerName: "www.example.com", NextProtos: []string{"h2"}}),
-		"tls-12":              goHello(&tls.Config{ServerName: "www.example.com", MaxVersion: tls.VersionTLS12}),
-		"tls-small":           records(message(sni("a.example")), 1<<14),
-		"tls-in-ten-records":  records(message(sni("a.example"), ext(21, make([]byte, 20))), 10),
-		"tls-two-names":       records(message(sni("a.example", "b.example")), 1<<14),
-		"tls-two-extensions":  records(message(sni("a.example"), sni("b.example")), 1<<14),
-		"tls-unnamed":         records(message(ext(16, []byte{0, 3, 2, 'h', '2'})), 1<<14),
-		"tls-length-beyond":   {22, 3, 1, 0x40, 0, 1, 0, 0x40, 1},
-		"ssl-2":               {0x80, 0x2e, 1, 3, 1, 0, 0x15, 0, 0, 0, 0x10},
-		"http-get":            request("GET / HTTP/1.1\nHost: a.example\n\n"),
-		"http-absolute":       request("GET http://a.example:80/x HTTP/1.1\nHost: a.example:80\n\n"),
-		"http-absolute-other": request("GET http://a.example/ HTTP/1.1\nHost: b.example\n\n"),
-		"http-connect":        request("CONNECT a.example:443 HTTP/1.1\nHost: a.example:443\n\n"),
-		"http-options":        request("OPTIONS * HTTP/1.1\nHost: a.example\n\n"),
-		"http-two-hosts":      request("GET / HTTP/1.1\nHost: a.example\nHost: b.example\n\n"),
-		"http-folded":         request("GET / HTTP/1.1\nHost: a.example\n b.example\n\n"),
-		"http-1.0":            request("GET / HTTP/1.0\n\n"),
-		"http-six":            request("GET / HTTP/1.1\nHost: [2001:db8::1]:8080\n\n"),
-		"http-bare-lf":        []byte("\nGET / HTTP/1.1\nHost: a.example\n\n"),
-		"http-2":              request("PRI * HTTP/2.0\n\nSM\n\n"),
-		"ssh":                 request("SSH-2.0-OpenSSH_9.9\n"),
-	}
-}
-
 // FuzzStream holds Stream to what it promises, and to what a server of Go's reads in the same bytes: whoever is let in
 // by a name must not be another to the server.
 func FuzzStream(f *testing.F) {
-	for _, b := range streams() {
-		f.Add(b)
-	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var s Stream
 		h, more := s.Look(b)
@@ -106,19 +74,6 @@ var _ net.Conn = (*given)(nil)
 
 // FuzzDatagram has datagrams as they come, cut where the first byte of each piece says how long it is.
 func FuzzDatagram(f *testing.F) {
-	for _, datagrams := range clients(f) {
-		var all []byte
-		for _, d := range datagrams {
-			all = append(append(all, byte(len(d)>>8), byte(len(d))), d...)
-		}
-		f.Add(all)
-	}
-	for _, d := range [][]byte{
-		{0xc0, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0x44, 0xd0},
-		{0xc0, 0, 0, 0, 1, 21}, {0xc0, 0x6b, 0x33, 0x43, 0xcf, 20}, {0xca, 0xba, 0xba, 0xba, 0xba, 0, 0}, {0x40, 1, 2, 3},
-	} {
-		f.Add(append([]byte{0, byte(len(d))}, d...))
-	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var d Datagrams
 		for looked := 0; len(b) >= 2; {
@@ -161,21 +116,6 @@ func check(t *testing.T, d *Datagrams, h flows.Hello, more bool) {
 // FuzzInitial has the frames of Initial packets, which FuzzDatagram cannot make: it does not know the keys. Each packet's
 // length stands before its frames. What is named must be named however a server puts frames that overlap together.
 func FuzzInitial(f *testing.F) {
-	hello := message(sni("a.example"))
-	seed := func(packets ...[]byte) {
-		var all []byte
-		for _, p := range packets {
-			all = append(append(all, byte(len(p)>>8), byte(len(p))), p...)
-		}
-		f.Add(all)
-	}
-	seed(crypto(0, hello))
-	seed(crypto(0, hello[:30]), crypto(30, hello[30:]))
-	seed(crypto(30, hello[30:]), append([]byte{framePing, 0, 0}, crypto(0, hello[:30])...))
-	seed(append(crypto(0, hello[:50]), crypto(20, hello[20:])...))
-	seed(append([]byte{frameACK, 5, 0, 1, 0, 1, 1}, crypto(0, hello)...))
-	seed([]byte{frameClose, 0, 0, 0})
-	seed(crypto(0, bytes.Replace(hello, []byte("a.ex"), []byte("b.ex"), 1)[:60]), crypto(0, hello))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var d Datagrams
 		var parts []part
