@@ -47,6 +47,8 @@
 // which drop. Locks, none held while another is taken but as listed: flows.Table (its own), segment.mu, tcpSide.mu,
 // udpSide.mu, queue.mu.
 //
+// A panic in what runs for a guest ends that guest; contain.go says how, and what it cannot catch.
+//
 // # What it does not do
 //
 // It opens no listening socket, parses no flags, and speaks no HTTP: see cmd/vmnetd and backend/control.
