@@ -54,7 +54,7 @@ func TestHostile(t *testing.T) {
 }
 
 // sprayTime is how long a group's frames come over and over.
-func sprayTime() time.Duration { return either(800*time.Millisecond, 10*time.Second) }
+func sprayTime() time.Duration { return either(800*time.Millisecond, 4*time.Second) }
 
 // shot is one thing that an attacker sends.
 type shot struct {
@@ -529,7 +529,7 @@ func hostileFragments(t *testing.T, a *arena) {
 	// Ones that never come to their end, with ids at random: memory is bounded, and the guest's own next is put together
 	// when those have waited long enough.
 	hosts := []string{echoes[0].String(), echoes[1].String()}
-	x.suffer(t, either(sprayTime(), 60*time.Second), a.assault(assault{From: s, Kind: "fragments", Hosts: hosts}))
+	x.suffer(t, either(sprayTime(), 10*time.Second), a.assault(assault{From: s, Kind: "fragments", Hosts: hosts}))
 	x.end(t)
 }
 
@@ -605,7 +605,7 @@ func hostileUDP(t *testing.T, a *arena) {
 	most := 0
 	count := func(on *daemon) { most = max(most, on.descriptors()) }
 	var flow atomic.Uint64
-	x.suffer(t, either(2*sprayTime(), 20*time.Second), func(t *testing.T, on *daemon) func() {
+	x.suffer(t, either(2*sprayTime(), 8*time.Second), func(t *testing.T, on *daemon) func() {
 		end := a.assault(assault{From: s, Kind: "ports", Hosts: []string{echoes[0].String(), echoes[1].String()}})(t, on)
 		return func() {
 			count(on)
@@ -781,7 +781,7 @@ func hostileTCP(t *testing.T, a *arena) {
 
 	// SYNs to nowhere, as many as go in; and one to somewhere is answered at once (gvproxy#676).
 	v := a.plug(t)
-	x.suffer(t, either(2*sprayTime(), 30*time.Second), func(t *testing.T, on *daemon) func() {
+	x.suffer(t, either(2*sprayTime(), 8*time.Second), func(t *testing.T, on *daemon) func() {
 		if on != a.daemon {
 			return a.assault(assault{From: s, Kind: "syns", Hosts: []string{silent4 + ":0", "[" + silent6 + "]:0"}})(t, on)
 		}
@@ -912,7 +912,7 @@ func hostileDHCP(t *testing.T, a *arena) {
 	w.c.Close()
 	x.suffer(t, sprayTime(), a.spray(s, again))
 	// The whole pool for one guest, over and over; whoever comes after finds one all the same.
-	x.suffer(t, either(2*sprayTime(), 20*time.Second), a.assault(assault{From: s, Kind: "discovers"}))
+	x.suffer(t, either(2*sprayTime(), 8*time.Second), a.assault(assault{From: s, Kind: "discovers"}))
 	if now := a.lease(t); now != before {
 		t.Errorf("the bystander's lease was %+v and is %+v", before, now)
 	}
@@ -1028,7 +1028,7 @@ func hostileDNS(t *testing.T, a *arena) {
 	w.c.Close()
 	x.suffer(t, sprayTime(), a.spray(s, again))
 	// As many questions that nobody answers as go in, and the bystander's own is answered.
-	x.suffer(t, either(2*sprayTime(), 20*time.Second), func(t *testing.T, on *daemon) func() {
+	x.suffer(t, either(2*sprayTime(), 8*time.Second), func(t *testing.T, on *daemon) func() {
 		end := a.assault(assault{From: s, Kind: "questions"})(t, on)
 		if on != a.daemon {
 			return end
