@@ -31,8 +31,10 @@
 //     nic.go, split.go: the gateway's side of the wire as the stack sees it. mtu.go: what each guest takes.
 //  5. stack.go: gVisor, every option with its reason.
 //  6. tcp.go, udp.go, icmp.go: where a guest's conversations end.
-//  7. admit.go: the one door, with the policy and the flow table behind it.
-//  8. relay.go: bytes both ways.
+//  7. admit.go: the one door, with the policy and the flow table behind it. judge.go: verdicts that wait for an answer, and
+//     a policy that changes.
+//  8. relay.go: bytes both ways; stream_linux.go and datagram_linux.go the same on the loop. inspect.go: what a guest says
+//     first, where the verdict waits for it. peer.go: whom datagrams go to.
 //  9. backend/egress: host sockets, or somewhere else.
 //
 // The host's way in is the same path backwards: portforward accepts, dialin.go opens the flow and dials the guest.
@@ -45,7 +47,7 @@
 // A port has a reader, a writer and a DHCP goroutine for as long as its wire lives; each conversation has its own
 // goroutines while it lasts, and ends with its port. A reader never waits for another guest: it pushes to queues,
 // which drop. Locks, none held while another is taken but as listed: flows.Table (its own), segment.mu, tcpSide.mu,
-// udpSide.mu, queue.mu.
+// udpSide.mu, mapping.mu, queue.mu. Policies are asked without any.
 //
 // A panic in what runs for a guest ends that guest; contain.go says how, and what it cannot catch.
 //
