@@ -306,3 +306,32 @@ func every(t *testing.T, test func(t *testing.T, c carrier, f family)) {
 		}
 	}
 }
+
+// meet opens a conversation and returns both its ends.
+func meet(t testing.TB, g *Guest, f family) (guest *TCPConn, host *net.TCPConn) {
+	t.Helper()
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at(f.loopback, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	got := make(chan *net.TCPConn, 1)
+	go func() {
+		c, _ := l.AcceptTCP()
+		got <- c
+	}()
+	guest, err = g.Dial(patience(t), "tcp", at(f.gateway, uint16(l.Addr().(*net.TCPAddr).Port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host = <-got
+	host.SetDeadline(time.Now().Add(Patience))
+	guest.SetDeadline(time.Now().Add(Patience))
+	t.Cleanup(func() { guest.Close(); host.Close() })
+	return guest, host
+}
+
+func noFlows(t testing.TB, n *backend.Network) {
+	t.Helper()
+	eventually(t, "no flow is left", func() bool { return n.Flows().Len() == 0 })
+}

@@ -33,35 +33,6 @@ func onLoop(t testing.TB, c backend.Config) (*backend.Network, *Guest) {
 	return carriers[1].up(t, c)
 }
 
-// meet opens a conversation and returns both its ends.
-func meet(t testing.TB, g *Guest, f family) (guest *TCPConn, host *net.TCPConn) {
-	t.Helper()
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at(f.loopback, 0)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	got := make(chan *net.TCPConn, 1)
-	go func() {
-		c, _ := l.AcceptTCP()
-		got <- c
-	}()
-	guest, err = g.Dial(patience(t), "tcp", at(f.gateway, uint16(l.Addr().(*net.TCPAddr).Port)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	host = <-got
-	host.SetDeadline(time.Now().Add(Patience))
-	guest.SetDeadline(time.Now().Add(Patience))
-	t.Cleanup(func() { guest.Close(); host.Close() })
-	return guest, host
-}
-
-func noFlows(t testing.TB, n *backend.Network) {
-	t.Helper()
-	eventually(t, "no flow is left", func() bool { return n.Flows().Len() == 0 })
-}
-
 func down(n *backend.Network) uint64 {
 	s, _ := flow(n, func(flows.Snapshot) bool { return true })
 	return s.DownBytes
