@@ -252,7 +252,7 @@ func (s *soak) load(t *testing.T) {
 		from := 20_000 + round%30
 		var r datagrams
 		alpha.json(t, &r, "guest udp -from %d -count %d -size %d %s", from, n, 100+round*131%1800, udpEcho[family(round)])
-		if r.Wrong > 0 || r.Answered < n-1 { // one may get lost where the processor is busy
+		if r.Wrong > 0 || r.Answered < n*9/10 { // some may get lost where the processor is another's
 			t.Errorf("%+v, want %d answers", r, n)
 		}
 		s.datagrams.Add(n)
