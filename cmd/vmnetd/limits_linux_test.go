@@ -273,9 +273,8 @@ func resident(t *testing.T, pid int, what string) int {
 
 // bystander is a guest whose transfer must go on.
 type bystander struct {
-	g     *backendtest.Guest
-	conn  net.Conn
-	moved int
+	g    *backendtest.Guest
+	conn net.Conn
 }
 
 func newBystander(t *testing.T, sock string, v6 bool) *bystander {
