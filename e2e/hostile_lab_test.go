@@ -389,7 +389,7 @@ func (a *arena) over(t *testing.T, d time.Duration) (float64, time.Duration) {
 	t.Helper()
 	from := time.Now()
 	to := from.Add(d)
-	wait(t, "the bystander's lines", func() error {
+	waitFor(t, d+patience, "the bystander's lines", func() error {
 		a.meter.mu.Lock()
 		defer a.meter.mu.Unlock()
 		if a.meter.end != "" {
