@@ -27,7 +27,7 @@ func TestSecurityPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	named := regexp.MustCompile("\\b(?:Test|Fuzz|Benchmark)[A-Z]\\w+").FindAllString(string(page), -1)
+	named := regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark)[A-Z]\w+`).FindAllString(string(page), -1)
 	if len(named) < 20 {
 		t.Errorf("the page names %d tests", len(named))
 	}
