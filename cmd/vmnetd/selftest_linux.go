@@ -276,7 +276,8 @@ func tryAll(open bool) (list []result, walls string, err error) {
 		defer l.Close()
 	}
 	me := func(more ...string) *exec.Cmd {
-		cmd := exec.Command("/proc/self/exe", append([]string{"self-test", "cage"}, more...)...)
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Args = append([]string{os.Args[0], "self-test", "cage"}, more...)
 		cmd.Dir = own // for a core dump
 		return cmd
 	}
