@@ -21,9 +21,10 @@ package backend
 //	names, port forwards    their packages', by way of Network.failed
 //
 // What nothing catches: a panic of gVisor's own in the goroutines in which it takes the segments of a conversation apart
-// (tcp.processor: it starts them, and offers nobody a place beneath them), and what the runtime does not let anybody
-// recover from: two goroutines in one map, a stack without end, no memory. Such a bug ends the daemon. FuzzGuest looks
-// for them; guests that reconnect have their leases and forwards again when it is started anew.
+// (tcp.processor: it starts them, and offers nobody a place beneath them); one in the reader of a datagram socket that
+// many guests share (package vfkit), which does nothing but put frames into their queues; and what the runtime does not
+// let anybody recover from: two goroutines in one map, a stack without end, no memory. Such a bug ends the daemon.
+// FuzzGuest looks for them; guests that reconnect have their leases and forwards again when it is started anew.
 //
 // A panic of gVisor's elsewhere may leave one of its locks locked, and whoever waits for it waits for ever. Each guest has
 // a stack of its own, so that is this guest's conversations and the end of its port, which is not waited for longer than
