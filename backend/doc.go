@@ -47,7 +47,7 @@
 // A port has a reader, a writer and a DHCP goroutine for as long as its wire lives; each conversation has its own
 // goroutines while it lasts, and ends with its port. A reader never waits for another guest: it pushes to queues,
 // which drop. Locks, none held while another is taken but as listed: flows.Table (its own), segment.mu, tcpSide.mu,
-// udpSide.mu, mapping.mu, queue.mu. Policies are asked without any.
+// udpSide.mu, mapping.mu, queue.mu. Policies are asked without any of them.
 //
 // A panic in what runs for a guest ends that guest; contain.go says how, and what it cannot catch.
 //

@@ -20,8 +20,10 @@ const (
 	// request's head are written at once, and a guest's retransmissions take 7 s for the third. A guest that has said
 	// nothing may stay silent for as long as any other: clients connect ahead of need.
 	helloTime = 10 * time.Second
-	// helloLeast is what is held of most ClientHellos, with room for a post-quantum key share.
-	helloLeast = 2 << 10
+	// helloBytes is how much of what a guest began to say is held for all its conversations: 2 KiB, as long as most
+	// ClientHellos are with a post-quantum key share, for each that it may have (flows.Limits.Flows). What is beyond is
+	// judged as it is.
+	helloBytes = 32 << 20
 )
 
 // firstBytes is what a guest has said so far in a conversation whose verdict waits for that.
@@ -29,27 +31,35 @@ type firstBytes struct {
 	stream hello.Stream
 	b      []byte
 	since  time.Time // when the first came
+	size   int64     // counted in tcpSide.saying
 	judged bool      // and allowed: b is on its way
 }
 
-// room is where the next bytes go. There always is some before it is known whom they name.
-func (x *firstBytes) room() []byte {
-	if len(x.b) == cap(x.b) {
-		b := make([]byte, len(x.b), min(max(helloLeast, 2*cap(x.b)), hello.Most))
-		copy(b, x.b)
-		x.b = b
-	}
-	return x.b[len(x.b):cap(x.b)]
-}
+// room is how many bytes may come next.
+func (x *firstBytes) room() int { return hello.Most - len(x.b) }
 
-// took says that n bytes were put into room. It reports whether that is the first time.
-func (x *firstBytes) took(n int) (first bool) {
-	first = len(x.b) == 0 && n > 0
-	x.b = x.b[:len(x.b)+n]
-	if first {
+// add takes what came. It reports false if the guest has too much held to hold it all, and takes it then, too: this is
+// the last.
+func (t *tcpSide) add(x *firstBytes, b []byte) bool {
+	if len(b) == 0 {
+		return true
+	}
+	if len(x.b) == 0 {
 		x.since = time.Now()
 	}
-	return first
+	was := cap(x.b)
+	x.b = append(x.b, b...)
+	n := int64(cap(x.b) - was)
+	x.size += n
+	return t.saying.Add(n) <= helloBytes
+}
+
+// free lets go of x.
+func (t *tcpSide) free(x *firstBytes) {
+	if x != nil {
+		t.saying.Add(-x.size)
+		x.size = 0
+	}
 }
 
 // says is whom the bytes name. over says that there will be no more of them in time. more: it is not known yet.
@@ -98,11 +108,13 @@ func (c *heldConn) Read(b []byte) (int, error) {
 		return c.flowConn.Read(b)
 	}
 	for !c.x.judged {
-		n, err := c.flowConn.Read(c.x.room())
-		if c.x.took(n) {
+		n, err := c.flowConn.Read(b[:min(len(b), c.x.room())])
+		first := len(c.x.b) == 0 && n > 0
+		full := !c.port.tcp.add(c.x, b[:n])
+		if first {
 			c.SetReadDeadline(c.x.since.Add(helloTime))
 		}
-		over := err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded)
+		over := full || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded)
 		h, more := c.x.says(over)
 		switch {
 		case more && err == nil:
@@ -117,6 +129,7 @@ func (c *heldConn) Read(b []byte) (int, error) {
 	}
 	n := copy(b, c.x.b)
 	if c.x.b = c.x.b[n:]; len(c.x.b) == 0 {
+		c.port.tcp.free(c.x)
 		c.x = nil
 	}
 	if n == 0 {

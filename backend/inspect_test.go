@@ -357,6 +357,50 @@ func TestInspectManyHeld(t *testing.T) {
 	}
 }
 
+// What a guest may begin to say and not end is bounded for all its conversations together: beyond that it is judged as it is.
+func TestInspectHoldsNoMore(t *testing.T) {
+	for _, c := range carriers {
+		t.Run(c.name, func(t *testing.T) {
+			p := &listens{}
+			n, g := c.up(t, backend.Config{Policy: p})
+			l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at(families[0].loopback, 0)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			dst := at(families[0].gateway, uint16(l.Addr().(*net.TCPAddr).Port))
+			part := append([]byte{22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xf0}, make([]byte, 16000)...)
+			var conns []net.Conn
+			for len(p.all()) == 0 && len(conns) < 2*2200 {
+				guest, err := g.Dial(patience(t), "tcp", dst)
+				if err != nil {
+					t.Fatal(err)
+				}
+				host, err := l.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				guest.Write(part)
+				conns = append(conns, guest, host)
+			}
+			if got := len(conns) / 2; got < 500 || got >= 2200 {
+				t.Errorf("%d were held", got)
+			}
+			if h := p.all(); len(h) == 0 || h[0].How != flows.HelloPart {
+				t.Errorf("the policy heard %v", h)
+			}
+			for _, c := range conns {
+				abort(c)
+			}
+			noFlows(t, n)
+			guest, host := meet(t, g, families[1])
+			b := clientHello(t, "good.example", 0)
+			guest.Write(b)
+			arrives(t, host, b)
+		})
+	}
+}
+
 func abort(c net.Conn) {
 	switch c := c.(type) {
 	case *TCPConn:

@@ -79,6 +79,7 @@ type loop struct {
 	held               []*stream            // not read, since the guest's queue is long
 	dialing            list.List            // streams that wait for the far side, oldest first
 	saying             list.List            // streams whose guest has begun to say whom it wants, likewise
+	scratch            []byte               // for what a guest says first
 	asking             map[*stream]struct{} // about which somebody is asked
 	leaving            map[*stream]struct{}
 	crumbs             []*stream   // whose far side trickles, and the guest takes nothing

@@ -18,7 +18,9 @@ func (p *port) relay(guest *tcpConn, far net.Conn, f *flows.Flow) flows.Reason {
 	c.start(guest, f)
 	var from net.Conn = c
 	if f.Verdict().Inspect != nil {
-		from = &heldConn{c, p, &firstBytes{}}
+		x := &firstBytes{}
+		defer p.tcp.free(x)
+		from = &heldConn{c, p, x}
 	}
 	if _, _, err := portforward.Relay(from, far); err != nil {
 		if b := (*portforward.Bug)(nil); errors.As(err, &b) {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/hello"
 )
 
 // turnBytes is how much one stream may move before the others have their turn.
@@ -415,7 +416,10 @@ func (s *stream) moveUp() (more bool, err error) {
 func (s *stream) moveFirst() error {
 	x := s.first
 	for !x.judged {
-		w := into{x.room(), 0}
+		if s.l.scratch == nil {
+			s.l.scratch = make([]byte, hello.Most)
+		}
+		w := into{s.l.scratch[:x.room()], 0}
 		_, terr := s.ep.Read(&w, tcpip.ReadOptions{})
 		over := false
 		switch terr.(type) {
@@ -426,9 +430,10 @@ func (s *stream) moveFirst() error {
 		default:
 			return stackError{terr}
 		}
-		if x.took(w.n) {
+		if len(x.b) == 0 && w.n > 0 {
 			s.elem = s.l.saying.PushBack(s)
 		}
+		over = !s.l.p.tcp.add(x, w.b[:w.n]) || over
 		h, more := x.says(over)
 		if more {
 			if w.n > 0 {
@@ -462,6 +467,7 @@ func (s *stream) moveFirst() error {
 		s.flow.Touch()
 		x.b = x.b[n:]
 	}
+	s.l.p.tcp.free(x)
 	s.first = nil
 	return nil
 }
@@ -648,6 +654,7 @@ func (s *stream) dropHost() {
 func (s *stream) unhook() {
 	s.dropHost()
 	s.unsay()
+	s.l.p.tcp.free(s.first)
 	s.first = nil
 	delete(s.l.leaving, s)
 	if s.rings {

@@ -30,6 +30,7 @@ type tcpSide struct {
 	forward *tcp.Forwarder
 	shakes  chan *tcp.ForwarderRequest // to a goroutine that waits for one
 	idle    atomic.Int32               // how many such there are
+	saying  atomic.Int64               // bytes that are held until they are judged (inspect.go)
 
 	mu      sync.Mutex
 	pending map[stack.TransportEndpointID]*dial // SYNs that have no answer yet, and handshakes that go on
