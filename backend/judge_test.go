@@ -456,3 +456,49 @@ func TestSetPolicyByName(t *testing.T) {
 		nothing(t, plain, plainHost)
 	})
 }
+
+// Whom the host dials waits as well, and so does who dials.
+func TestPendingDialIn(t *testing.T) {
+	every(t, func(t *testing.T, c carrier, f family) {
+		a := &asks{}
+		n, g := c.up(t, backend.Config{Policy: a})
+		l, err := g.Listen(at(f.of(g), 7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go l.Echo()
+		type dialed struct {
+			c   net.Conn
+			err error
+		}
+		got := make(chan dialed, 1)
+		dial := func(ctx context.Context) {
+			c, err := n.DialContext(ctx, "tcp", at(f.of(g), 7).String())
+			got <- dialed{c, err}
+		}
+		go dial(patience(t))
+		eventually(t, "it is asked", func() bool { return a.count() == 1 })
+		a.answer(0, flows.Verdict{Allow: true})
+		d := <-got
+		if d.err != nil {
+			t.Fatal(d.err)
+		}
+		roundTrip(t, d.c, "in")
+		d.c.Close()
+		go dial(patience(t))
+		eventually(t, "it is asked again", func() bool { return a.count() == 2 })
+		a.answer(1, flows.Verdict{Reason: flows.ReasonPolicy})
+		if d := <-got; d.err == nil {
+			t.Error("dialled against the answer")
+		}
+		ctx, cancel := context.WithCancel(patience(t))
+		go dial(ctx)
+		eventually(t, "it is asked once more", func() bool { return a.count() == 3 })
+		cancel()
+		if d := <-got; d.err == nil {
+			t.Error("dialled without an answer")
+		}
+		noFlows(t, n)
+	})
+}
