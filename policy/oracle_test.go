@@ -12,10 +12,19 @@ import (
 	"github.com/vmnetd/vmnetd/flows"
 )
 
+// presetRules are presets with no rules before them.
+var presetRules = func() map[Preset]*view {
+	m := map[Preset]*view{}
+	for p := range tails {
+		m[p] = compile(nil, Set{Preset: p}, newClasses(&network), &network)
+	}
+	return m
+}()
+
 // plain judges as the package comment says, rule after rule, and knows nothing of how rules are compiled. Names are
 // those that opened the destination.
 func plain(d Document, c *classes, q flows.Query, names []string) (verdict Action, rule string) {
-	v := compile(nil, Set{Preset: cmp.Or(d.Preset, Open)}, c, &network) // for the preset's rules as such
+	v := presetRules[cmp.Or(d.Preset, Open)]
 	guard := v.guard
 	rules := slices.Clone(d.Rules)
 	for _, r := range v.rules[:len(v.rules)-1] {

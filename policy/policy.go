@@ -114,6 +114,22 @@ func (p *Policy) Replace(d Document) error {
 	return nil
 }
 
+// Change replaces the document by what f makes of it, and nobody else changes it meanwhile. If f returns an error, all
+// is as before. f must not call the policy.
+func (p *Policy) Change(f func(*Document) error) error {
+	p.change.Lock()
+	defer p.change.Unlock()
+	d := p.Document()
+	if err := f(&d); err != nil {
+		return err
+	}
+	d, err := d.normalize()
+	if err == nil {
+		p.set(d)
+	}
+	return err
+}
+
 // set puts a document in force, once it is compiled for all guests that are there.
 func (p *Policy) set(d Document) {
 	c := newCompiled(d)
@@ -249,9 +265,8 @@ func usualPort(proto flows.Proto, port uint16) bool {
 type decision struct {
 	rule    *rule // nil: none, verdict says it all
 	verdict flows.Verdict
-	name    string // by which the rule matched; else one that the address was opened by
-	foreign string // a name that points here, where rules with names open nothing
-	of      *compiled
+	name    string                          // by which the rule matched; else one that the address was opened by
+	foreign string                          // a name that points here, where rules with names open nothing
 	inspect func(flows.Hello) flows.Verdict // if the rule asks, for after the answer
 }
 

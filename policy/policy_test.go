@@ -1,9 +1,11 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -589,5 +591,36 @@ func TestReplaceKeepsNames(t *testing.T) {
 	l.judge("tcp 192.0.2.1:443", "allow +inspect") // as before
 	if got := l.Document().String(); got != "preset sandbox\nallow tcp api.example.com:443\n" {
 		t.Errorf("document is %q", got)
+	}
+}
+
+// Whoever changes a part of the document keeps what others changed, and what is wrong changes nothing.
+func TestChange(t *testing.T) {
+	l := newLab(t, "default reject")
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			err := l.Change(func(d *Document) error {
+				d.Rules = append(d.Rules, Rule{Verdict: Allow, Proto: TCP, Ports: Ports{{uint16(i + 1), uint16(i + 1)}}})
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	for i := range 20 {
+		l.judge(fmt.Sprintf("tcp 192.0.2.1:%d", i+1), "allow")
+	}
+	before := l.Document().String()
+	if err := l.Change(func(d *Document) error { d.Rules = nil; return errors.New("no") }); err == nil || err.Error() != "no" {
+		t.Errorf("error is %v", err)
+	}
+	if err := l.Change(func(d *Document) error { d.Rules[3].To = "nowhere"; return nil }); err == nil {
+		t.Error("a rule that is none is in force")
+	}
+	if after := l.Document().String(); after != before {
+		t.Errorf("document is\n%s", after)
 	}
 }
