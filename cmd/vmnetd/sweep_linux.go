@@ -143,6 +143,7 @@ func sweep(in io.Reader) error {
 	if _, err := plan.Close(); err != nil {
 		return err
 	}
+	forgetStart() // it waits as long as the daemon lives
 	words := io.MultiReader(d.Buffered(), in)
 	take := func(which func(sweeping) bool) {
 		for _, f := range s.Files {
