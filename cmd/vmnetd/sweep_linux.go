@@ -133,7 +133,10 @@ func sweep(in io.Reader) error {
 	if err := d.Decode(&s); err != nil {
 		return err
 	}
-	plan := cage.Plan{Capabilities: []string{"cap_dac_override"}} // folders may be other users'
+	plan := cage.Plan{
+		Read:         []string{"/proc/self"},
+		Capabilities: []string{"cap_dac_override"}, // folders may be other users'
+	}
 	for _, f := range s.Files {
 		plan.Sockets = append(plan.Sockets, filepath.Dir(f.Path))
 	}
