@@ -33,7 +33,7 @@ func greet(ctx context.Context, args []string) error {
 	as := fs.String("as", "tls", "how: `tls`, http, text, or udp for one datagram")
 	name := fs.String("name", "", "whom: the TLS server name or HTTP's Host; none if empty")
 	file := fs.String("hex", "", "the datagram, as hex in a `FILE`, - for standard input; lines that begin with # say nothing")
-	timeout := fs.Duration("timeout", 5*time.Second, "for each step")
+	timeout := fs.Duration("timeout", 10*time.Second, "for each step")
 	if err := parse(fs, args, "ADDR:PORT", 1, 1); err != nil {
 		return err
 	}
