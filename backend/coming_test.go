@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/vmnetd/vmnetd/backend/link"
 )
@@ -45,5 +46,25 @@ func TestComing(t *testing.T) {
 	patient.Close()
 	if err := <-goesIn; err != nil {
 		t.Errorf("Serve of who waited: %v", err)
+	}
+}
+
+// Who is here and says nothing is in nobody's way.
+func TestComingSilent(t *testing.T) {
+	n, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	const guests = 10 * comingAtOnce
+	for range guests {
+		near, far := link.Pipe(1)
+		defer near.Close()
+		go n.Serve(t.Context(), far, "test")
+	}
+	for deadline := time.Now().Add(30 * time.Second); len(n.Guests()) < guests || len(n.coming) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d guests are in, %d places taken", len(n.Guests()), guests, len(n.coming))
+		}
 	}
 }

@@ -360,6 +360,7 @@ func (l *loop) wait() (int, error) {
 	if l.pending() {
 		return l.epollNow()
 	}
+	l.p.hasCome()
 	var n int
 	var err error
 	if rerr := l.poll.Read(func(uintptr) bool {

@@ -54,7 +54,7 @@ type Network struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup // the network's own goroutines and its ports
 
-	coming chan struct{} // a place for each guest whose stack is being made
+	coming chan struct{} // a place for each guest that has not waited for anything yet
 
 	mu     sync.Mutex
 	closed bool
@@ -62,8 +62,13 @@ type Network struct {
 
 // comingAtOnce is how many guests are let in at a time; the others wait their turn. A stack takes a processor for a tenth
 // of a millisecond, and a thousand that come at once would all be before the next frame of a guest that is here. Two keep
-// two processors busy when a lab of VMs starts.
-const comingAtOnce = 2
+// two processors busy when a lab of VMs starts. A guest has come when it first has nothing to do; one that goes before
+// that, as who plugs in and out in a loop, is in the way until it has gone, but not longer than comingTime, a hundred
+// times what it takes.
+const (
+	comingAtOnce = 2
+	comingTime   = 50 * time.Millisecond
+)
 
 // ErrClosed is what calls get after Close.
 var ErrClosed = errors.New("network is closed")
@@ -183,12 +188,15 @@ func (n *Network) Serve(ctx context.Context, l link.Link, name string) (err erro
 		l.Close()
 		return ctx.Err()
 	}
+	come := sync.OnceFunc(func() { <-n.coming })
+	defer come()
 	p, err := n.newPort(ctx, l, wire, name)
-	<-n.coming
 	if err != nil {
 		l.Close()
 		return err
 	}
+	p.come = come
+	defer time.AfterFunc(comingTime, come).Stop()
 	defer func() { // of what is done before run, and after
 		if r := recover(); r != nil {
 			p.met("serve", r, debug.Stack())

@@ -46,6 +46,7 @@ type port struct {
 	loop    *loop           // nil on the plain path
 	ctx     context.Context // ends with the port
 	stop    context.CancelFunc
+	come    func() // lets the next guest in, once; may be nil
 
 	limits    atomic.Pointer[flows.Limits] // in force: nothing in it is zero
 	buffers   buffers
@@ -184,6 +185,7 @@ func (p *port) move() (err error) {
 		return p.loop.run()
 	}
 	p.goes("writer", p.write)
+	p.hasCome()
 	for {
 		p.batch.Next()
 		err := p.link.ReadFrames(p.batch)
@@ -192,6 +194,13 @@ func (p *port) move() (err error) {
 		}
 		p.carry()
 		p.wait(&p.up, p.read)
+	}
+}
+
+// hasCome says that the guest has nothing to do for the first time.
+func (p *port) hasCome() {
+	if p.come != nil {
+		p.come()
 	}
 }
 
