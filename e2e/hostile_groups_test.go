@@ -54,7 +54,7 @@ func TestHostile(t *testing.T) {
 }
 
 // sprayTime is how long a group's frames come over and over.
-func sprayTime() time.Duration { return either(800*time.Millisecond, 4*time.Second) }
+func sprayTime() time.Duration { return either(600*time.Millisecond, 4*time.Second) }
 
 // shot is one thing that an attacker sends.
 type shot struct {
