@@ -369,12 +369,13 @@ func (m *mapping) refuse(dst netip.AddrPort, x *peer, n int, v flows.Verdict) {
 	}
 	last := len(m.peers) == 0
 	m.mu.Unlock()
-	if last && m.flow.State() != flows.Closed {
+	switch {
+	case !last:
+		m.port.drop(v.Reason)
+	case m.flow.State() != flows.Closed: // else it is counted
 		m.port.drops[v.Reason].Add(1)
 		m.flow.End(v.Reason)
 		m.port.udp.end(m)
-	} else {
-		m.port.drop(v.Reason)
 	}
 	m.port.udp.reject(m.src, dst, n, v)
 }
