@@ -70,8 +70,8 @@
 // many protocols (ssh, SMTP, databases) speak first, or the client names nobody; a rule may say checked, tls or http to
 // have its ports looked at, and unchecked to have them left alone.
 //
-// Strict also refuses questions for SVCB and HTTPS records (RFC 9460) of such names: they carry the keys of Encrypted
-// Client Hello, which hides the name. Clients do without.
+// Encrypted Client Hello would hide the name. Its keys come by DNS, and package dns takes them out of what guests get
+// while a policy has a say in names.
 //
 // # What this does not stop
 //

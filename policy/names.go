@@ -126,10 +126,10 @@ func (g *guest) opened(o open, most int) {
 	g.addrs[x.addr] = append(g.addrs[x.addr], x)
 }
 
-// JudgeName implements flows.NamePolicy.
-func (p *Policy) JudgeName(guest, name string, qtype uint16) flows.Verdict {
+// JudgeName implements flows.NamePolicy. All types are alike.
+func (p *Policy) JudgeName(guest, name string, _ uint16) flows.Verdict {
 	g, v := p.guest(guest)
-	verdict := p.judgeName(v, name, qtype)
+	verdict := p.judgeName(v, name)
 	if learn := p.learning(); learn != LearnOff {
 		p.learned.name(g.id, name, verdict.Allow, p.now())
 		if learn == LearnAllow && !verdict.Allow {
@@ -140,10 +140,7 @@ func (p *Policy) JudgeName(guest, name string, qtype uint16) flows.Verdict {
 	return verdict
 }
 
-// Types that carry the keys of Encrypted Client Hello (RFC 9460).
-const typeSVCB, typeHTTPS = 64, 65
-
-func (p *Policy) judgeName(v *view, name string, qtype uint16) flows.Verdict {
+func (p *Policy) judgeName(v *view, name string) flows.Verdict {
 	i := v.says(name)
 	r := &v.rules[i]
 	if !r.lets() {
@@ -153,11 +150,6 @@ func (p *Policy) judgeName(v *view, name string, qtype uint16) flows.Verdict {
 		w := r.verdict
 		w.Reject, w.Reason = v.refused, flows.ReasonName
 		return w
-	}
-	if (qtype == typeHTTPS || qtype == typeSVCB) && v.firstBytes == Strict && r.kind == toName && r.Check != Unchecked {
-		// Who has these keys hides the name that strict looks for. Clients do without: the name itself exists, so it
-		// must not be denied (NXDOMAIN) for want of one type.
-		return flows.Verdict{Reject: true, Reason: flows.ReasonName, Rule: r.verdict.Rule + " (first-bytes strict: no keys to hide names with)"}
 	}
 	return flows.Verdict{Allow: true, Rule: r.verdict.Rule}
 }

@@ -104,7 +104,7 @@ func (p *Policy) Test(guest, proto, dst string) (Result, error) {
 		return Result{}, bad
 	}
 	r.Name = name
-	says := p.judgeName(v, name, 1)
+	says := p.judgeName(v, name)
 	r.Resolves, r.ResolveRule = says.Allow, says.Rule
 	now := p.now()
 	g.mu.Lock()
