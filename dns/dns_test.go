@@ -21,7 +21,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // question makes a query from "NAME TYPE", and lets opts change it.
 func question(s string, opts ...func(*wire.Msg)) *wire.Msg {
-	name, typ, _ := strings.Cut(s, " ")
+	at := strings.LastIndexByte(s, ' ') // a name may have some
+	name, typ := s[:at], s[at+1:]
 	m := new(wire.Msg)
 	qtype, ok := wire.StringToType[typ]
 	if !ok {

@@ -578,12 +578,30 @@ func rrAddr(rr wire.RR) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
+// zoneFields cuts a line at what a zone file takes for space: not at what
+// Unicode does, nor at what is escaped (RFC 1035 section 5.1).
+func zoneFields(line string) (fields []string) {
+	begin, escaped := -1, false
+	for i := range len(line) {
+		space := !escaped && (line[i] == ' ' || line[i] == '\t')
+		if space && begin >= 0 {
+			fields, begin = append(fields, line[begin:i]), -1
+		} else if !space && begin < 0 {
+			begin = i
+		}
+		escaped = line[i] == '\\' && !escaped
+	}
+	if begin >= 0 {
+		fields = append(fields, line[begin:])
+	}
+	return fields
+}
+
 // remove takes "NAME", "NAME TYPE" or a whole record, and says how many went.
 func (t *table) remove(line string) (int, error) {
 	var match func(wire.RR) bool
 	var name string
-	// What a zone file takes for space, not what Unicode does.
-	fields := strings.FieldsFunc(line, func(r rune) bool { return r == ' ' || r == '\t' })
+	fields := zoneFields(line)
 	switch len(fields) {
 	case 0:
 		return 0, errors.New("dns: nothing named to remove; want NAME, NAME TYPE, or a whole record")
