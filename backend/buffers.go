@@ -290,9 +290,12 @@ func (b *buffers) set(limit int) {
 	if b.bound == b.limit || b.bound > limit { // else it is squeezed, and stays so
 		b.bound = limit
 	}
+	same := b.limit == limit
 	b.limit = limit
 	b.mu.Unlock()
-	b.settleSoon()
+	if !same {
+		b.settleSoon()
+	}
 }
 
 // squeeze makes the budget smaller for a time; 0 gives all of it back.
