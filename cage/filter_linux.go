@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The filter is a list of what is allowed. That was measured by strace over this program's end-to-end tests, and read in
-// Go's runtime and glibc (of programs built with cgo) for what they do seldom. It has three answers for the rest:
+// The filter is a list of what is allowed: what Go's runtime and glibc (of programs built with cgo) call, and what this
+// program's end-to-end tests, run in it, turned out to need beside. It has three answers for the rest:
 //
 //   - calls that only an attacker makes end the process: probing goes no further, and it is in the kernel's log;
 //   - calls that code of ours or of a library may make, and must not, fail with EPERM;
