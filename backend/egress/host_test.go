@@ -55,7 +55,9 @@ func listenTCP(t *testing.T, lo netip.Addr, serve func(*net.TCPConn)) netip.Addr
 func closedTCP(t *testing.T, lo netip.Addr) netip.AddrPort {
 	t.Helper()
 	dst := listenTCP(t, lo, func(c *net.TCPConn) { c.Close() })
-	c, err := net.DialTCP(TCPNetwork(lo), nil, net.TCPAddrFromAddrPort(dst))
+	// Bound, the port is nobody's else: a port that the system picks at a connect may be picked again by the next, which then
+	// meets itself.
+	c, err := net.DialTCP(TCPNetwork(lo), &net.TCPAddr{IP: lo.AsSlice()}, net.TCPAddrFromAddrPort(dst))
 	if err != nil {
 		t.Fatal(err)
 	}
