@@ -284,14 +284,11 @@ func (n *Network) ReleaseLease(a netip.Addr) error { return n.dhcp.Release(a) }
 
 // Guests returns who is plugged in, oldest first.
 func (n *Network) Guests() []GuestInfo {
-	count := map[string]int{}
-	for _, f := range n.flows.List() {
-		count[f.Guest]++
-	}
 	list := []GuestInfo{}
 	for _, p := range n.seg.all() {
 		g := p.info()
-		g.Flows = count[p.id]
+		u := n.flows.Use(p.id)
+		g.Flows = u.Flows.Now + u.UDP.Now + u.Pings.Now
 		list = append(list, g)
 	}
 	return list

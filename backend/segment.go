@@ -32,6 +32,7 @@ type segment struct {
 	macs  map[mac]*port
 	neigh map[netip.Addr]neighbour
 	seen  map[*port]*shown
+	gone  Traffic // of ports that have been removed
 
 	waiters map[netip.Addr][]chan struct{} // who waits for an address to be shown
 	onShown func(netip.Addr, mac)          // told of each address shown anew, under no lock
@@ -69,7 +70,10 @@ func (s *segment) add(p *port) {
 func (s *segment) remove(p *port) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ports = slices.DeleteFunc(s.ports, func(q *port) bool { return q == p })
+	if i := slices.Index(s.ports, p); i >= 0 {
+		s.ports = slices.Delete(s.ports, i, i+1)
+		s.gone.add(p)
+	}
 	if v := s.seen[p]; v != nil {
 		for _, m := range v.macs {
 			delete(s.macs, m)

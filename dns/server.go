@@ -172,6 +172,8 @@ type Status struct {
 	Removed   uint64          `json:"removed"`   // addresses that it took out of answers
 	Dropped   map[Drop]uint64 `json:"dropped"`   // every reason, also those at 0
 
+	Answers [16]uint64 `json:"answers"` // given to guests, by the header's response code (RFC 1035 section 4.1.1)
+
 	InFlight int `json:"in_flight"` // questions waiting for the host's resolvers
 	Conns    int `json:"conns"`     // TCP connections of guests
 
@@ -199,6 +201,7 @@ type Server struct {
 	queries, local, malformed, forwarded, servfail, truncated, refused, removed atomic.Uint64
 
 	dropped map[Drop]*atomic.Uint64 // keys never change
+	answers [16]atomic.Uint64
 
 	mu      sync.Mutex
 	closed  bool
@@ -400,6 +403,9 @@ func (s *Server) Status() Status {
 	for d, n := range s.dropped {
 		st.Dropped[d] = n.Load()
 	}
+	for i := range s.answers {
+		st.Answers[i] = s.answers[i].Load()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.InFlight, st.Conns = s.waiting.all, s.open.all
@@ -433,6 +439,7 @@ func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, repl
 	q, own, chase, err := s.read(guest, query)
 	if q == nil {
 		if own != nil {
+			s.answered(own)
 			reply(own)
 		} else if d, ok := dropOf(err); ok {
 			s.drop(d)
@@ -444,6 +451,7 @@ func (s *Server) HandleUDP(ctx context.Context, guest string, query []byte, repl
 		if truncated(raw) {
 			s.truncated.Add(1)
 		}
+		s.answered(raw)
 		reply(raw)
 	}
 	if own != nil {
@@ -480,6 +488,7 @@ func (s *Server) ServeConn(ctx context.Context, guest string, c net.Conn) {
 
 	var wmu sync.Mutex
 	write := func(raw []byte) {
+		s.answered(raw)
 		wmu.Lock()
 		defer wmu.Unlock()
 		_ = c.SetWriteDeadline(time.Now().Add(s.limits.Idle))
@@ -564,6 +573,13 @@ func dropOf(err error) (Drop, bool) {
 		return DropResponse, true
 	}
 	return "", false
+}
+
+// answered counts an answer.
+func (s *Server) answered(raw []byte) {
+	if len(raw) > 3 {
+		s.answers[raw[3]&0x0f].Add(1)
+	}
 }
 
 func (s *Server) drop(d Drop) { s.dropped[d].Add(1) }

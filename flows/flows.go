@@ -180,6 +180,7 @@ func (f *Flow) SetState(s State) {
 			return
 		}
 		if f.state.CompareAndSwap(old, int32(s)) {
+			f.table.moved(f.Proto, State(old), s)
 			if old == int32(Dialing) {
 				f.table.dialed(f)
 			}

@@ -14,7 +14,10 @@ type Table struct {
 	gen    atomic.Uint64 // how often policy was set
 	epoch  time.Time
 	nextID atomic.Uint64
-	counts [numReasons]atomic.Uint64
+	counts [numReasons]atomic.Uint64 // of what made no flow
+	ends   [numReasons]atomic.Uint64 // of flows
+	states [numProtos][Closed + 1]atomic.Int64
+	waited [2]waits // by Direction
 	opened atomic.Uint64
 
 	mu     sync.Mutex
@@ -294,6 +297,7 @@ func (t *Table) Open(q Query, onEnd func(Reason)) (*Flow, Verdict) {
 	}
 	t.guests[q.Guest] = u // tidy may have taken it out together with the last flow it held
 	t.flows[f.ID] = f
+	t.states[protoIndex(f.Proto)][Dialing].Add(1)
 	t.total.Most = max(t.total.Most, len(t.flows))
 	t.mu.Unlock()
 	t.opened.Add(1)
@@ -317,6 +321,9 @@ func (t *Table) mostDials() *list.List {
 func (t *Table) dialed(f *Flow) {
 	if f.Proto != TCP {
 		return
+	}
+	if f.first.Pending == nil { // else somebody's answer was waited for
+		t.waited[f.Dir].note(time.Since(f.Opened))
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -375,10 +382,10 @@ func (t *Table) unlink(f *Flow, r Reason) *Flow {
 		u.ping--
 	}
 	f.elem = lruElem{}
-	f.state.Store(int32(Closed))
+	t.states[protoIndex(f.Proto)][f.state.Swap(int32(Closed))].Add(-1)
 	f.reason = r
 	t.tidy(f.Guest, u)
-	t.Count(r)
+	t.ends[r].Add(1)
 	return f
 }
 
@@ -419,11 +426,12 @@ func (t *Table) endIf(r Reason, match func(*Flow) bool) {
 // Count counts a drop or refusal that made no flow.
 func (t *Table) Count(r Reason) { t.counts[r].Add(1) }
 
-// Counts returns how often each reason was given, without those that never were.
+// Counts returns how often each reason was given, for what made no flow and for flows that ended, without those that
+// never were.
 func (t *Table) Counts() map[string]uint64 {
 	m := make(map[string]uint64)
 	for r := range t.counts {
-		if n := t.counts[r].Load(); n > 0 {
+		if n := t.counts[r].Load() + t.ends[r].Load(); n > 0 {
 			m[Reason(r).String()] = n
 		}
 	}
