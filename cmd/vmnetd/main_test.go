@@ -36,10 +36,16 @@ func TestMain(m *testing.M) {
 	})
 }
 
+// afterTests clean up what several tests share.
+var afterTests []func()
+
 type leakChecked struct{ m *testing.M }
 
 func (l leakChecked) Run() int {
 	code := l.m.Run()
+	for _, f := range afterTests {
+		f()
+	}
 	if err := goleak.Find(); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
