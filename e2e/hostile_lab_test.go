@@ -80,7 +80,7 @@ func newArena(t *testing.T, args ...string) *arena {
 	t.Helper()
 	need(t)
 	l := newLab(t)
-	a := &arena{vfkit: l.path("vfkit.sock"), other: sync.OnceValue(func() *daemon { return l.serveAt(t, "second.sock", "second-control.sock", nil) })}
+	a := &arena{vfkit: l.path("vfkit.sock"), other: sync.OnceValue(func() *daemon { return l.serveAt(t, "second.sock", "second-control.sock", nil, args...) })}
 	d := l.serve(t, append([]string{"--pprof", "--vfkit", "unix:" + a.vfkit}, args...)...)
 	g := kernelUnix.boot(t, d, attach{unix: d.unix}, "bystander")
 	a.bench = &bench{lab: l, daemon: d, gateway: d.gateway(t), g: g}
