@@ -164,23 +164,32 @@ func whole(l link.Link, peer string) *caller {
 
 func (d *door) String() string { return d.framing.name + " " + d.addr }
 
+// parse says what an address names, and in which of the framing's forms.
+func (f *framing) parse(addr string) (address, form, error) {
+	a, err := parseAddress(addr)
+	if err != nil {
+		return a, form{}, err
+	}
+	o, ok := f.form(a.kind)
+	if !ok {
+		return a, o, fmt.Errorf("want %s", f.places())
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.options)) {
+		if name != "network" && !slices.Contains(f.options, name) { // every framing has it
+			return a, o, fmt.Errorf("no option %s=; a comma in a path is written twice", name)
+		}
+	}
+	return a, o, nil
+}
+
 // openDoor opens what an address names.
 func openDoor(f *framing, addr string, log *slog.Logger) (*door, error) {
-	a, err := parseAddress(addr)
+	a, o, err := f.parse(addr)
 	if err != nil {
 		return nil, usagef("--%s %s: %w", f.name, addr, err)
 	}
-	network := a.options["network"] // every framing has it
+	network := a.options["network"]
 	delete(a.options, "network")
-	o, ok := f.form(a.kind)
-	if !ok {
-		return nil, usagef("--%s %s: want %s", f.name, addr, f.places())
-	}
-	for _, name := range slices.Sorted(maps.Keys(a.options)) {
-		if !slices.Contains(f.options, name) {
-			return nil, usagef("--%s %s: no option %s=; a comma in a path is written twice", f.name, addr, name)
-		}
-	}
 	d := &door{framing: f, addr: addr, network: network, log: log, remove: func() {}}
 	if err := o.open(d, a); err != nil {
 		return nil, fmt.Errorf("--%s %s: %w", f.name, addr, err)

@@ -18,17 +18,20 @@ type policyFlags struct {
 	restrict switchValue
 	rules    []string
 	file     string
+	text     string // a file's own
 	audit    bool
 }
 
 // policyFlagNames are those that say together which policy it is: a network that says one of them has none of the first
 // network's.
-var policyFlagNames = []string{"policy", "restrict", "allow", "policy-file"}
+var policyFlagNames = []string{"policy", "restrict", "allow", "policy-file", "policy-rules"}
 
 func (f *policyFlags) add(fs *pflag.FlagSet) {
 	fs.Var(&f.preset, "policy", "what guests reach, a `PRESET`: open (default), sandbox for what --allow and --policy-file name and nothing else, offline for one another and forwards, restrict for forwards only")
 	fs.StringArrayVar(&f.rules, "allow", nil, "`RULE` before the policy's own: example.com, 'tcp *.debian.org:80,443', or with another verdict, 'reject any private'; may be repeated, the first that matches decides")
 	fs.StringVar(&f.file, "policy-file", "", "`FILE` of rules, as 'vmnetd policy show' prints them, behind those of --allow")
+	fs.StringVar(&f.text, "policy-rules", "", "`RULES` as in a --policy-file, itself")
+	fs.MarkHidden("policy-rules") // of a configuration file: a command line has --allow
 	fs.Var(&f.restrict, "restrict", "`on` as QEMU's restrict=on: --policy restrict")
 	fs.Lookup("restrict").NoOptDefVal = "on"
 	fs.BoolVar(&f.audit, "policy-audit", false, "a log line for each of the policy's decisions")
@@ -80,6 +83,17 @@ func (v *switchValue) Set(s string) error {
 // document is what the flags make.
 func (f *policyFlags) document() (policy.Document, error) {
 	var d policy.Document
+	from := "--policy-file " + f.file
+	if f.text != "" {
+		if f.file != "" {
+			return d, errors.New("a policy's rules stand in one place: leave out policy-rules or policy-file")
+		}
+		var err error
+		if d, err = parsePolicy(f.text); err != nil {
+			return d, err
+		}
+		from = "policy-rules"
+	}
 	if f.file != "" {
 		b, err := os.ReadFile(f.file)
 		var path *fs.PathError
@@ -102,7 +116,7 @@ func (f *policyFlags) document() (policy.Document, error) {
 	}
 	if preset != policy.NoPreset {
 		if d.Preset != policy.NoPreset && d.Preset != preset {
-			return d, fmt.Errorf("--policy %s: --policy-file %s has preset %s: leave one out", preset, f.file, d.Preset)
+			return d, fmt.Errorf("--policy %s: %s has preset %s: leave one out", preset, from, d.Preset)
 		}
 		d.Preset = preset
 	}

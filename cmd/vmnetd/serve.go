@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -29,13 +28,13 @@ import (
 const grace = time.Second
 
 func serveCommand() *cobra.Command {
-	var n networkFlags
-	var box cageFlags
-	var ctl string
+	var f serveFlags
 	c := &cobra.Command{
 		Use:   "serve [--qemu ADDRESS]... [-p RULE]...",
 		Short: "Run a network that guests plug into",
 		Long: `Run a network that guests plug into, any number, together or one after another, until SIGINT or SIGTERM.
+
+With --config, a file says what flags say ('vmnetd config print' makes one); flags that are given all the same override it.
 
 Guests come in at doors: a flag says how they speak, its address where. Each door takes any number of guests, but a
 connected descriptor, stdio and what is dialled, which are one. Without any it is --qemu
@@ -80,28 +79,27 @@ At the end conversations get a second; a second signal ends them at once. Exit s
 last guest of connected descriptors has gone; 1 if it failed, with the reason on stderr; 2 if the command line was wrong.`,
 		Args: args(cobra.NoArgs),
 	}
-	n.add(c.Flags(), slog.LevelInfo)
-	box.add(c.Flags())
-	box.addUser(c.Flags())
-	addrs := addDoorFlags(c.Flags().StringArray)
-	more := c.Flags().StringArray("network", nil, networkUsage)
-	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
+	f.add(c.Flags())
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := f.read(c.Flags()); err != nil {
+			return err
+		}
+		n, addrs, ctl := &f.n, f.addrs, f.control
 		log := n.openLog(os.Stderr)
 		defer log.Close()
 		cfg, rules, err := n.config(log)
 		if err != nil {
 			return err
 		}
-		plans, err := others(*more, c.Flags(), cfg, log)
+		plans, err := others(*f.networks, c.Flags(), cfg, log)
 		if err != nil {
 			return err
 		}
-		d := &daemon{log: cfg.Logger, profile: n.profile, policy: n.chosen, more: plans, cage: confinement{cageFlags: box, drops: true}}
-		for i, f := range framings {
+		d := &daemon{log: cfg.Logger, profile: n.profile, policy: n.chosen, more: plans, cage: confinement{cageFlags: f.box, drops: true}}
+		for i, framing := range framings {
 			for _, a := range *addrs[i] {
 				if err := checkNetwork(a, append([]plan{{cfg: cfg, rules: rules}}, plans...)); err != nil {
-					return usagef("--%s %s: %w", f.name, a, err)
+					return usagef("--%s %s: %w", framing.name, a, err)
 				}
 			}
 		}
@@ -130,7 +128,7 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 				return err
 			}
 			d.dirs = append(d.dirs, dir)
-			if err := d.open(&qemuFraming, "unix:"+strings.ReplaceAll(filepath.Join(dir, "qemu.sock"), ",", ",,")); err != nil {
+			if err := d.open(&qemuFraming, defaultDoor(dir)); err != nil {
 				return err
 			}
 		}

@@ -1,12 +1,12 @@
-package main
+package config
 
 import (
 	"fmt"
 	"strings"
 )
 
-// didYouMean says which of the known words was likely meant, or which there are.
-func didYouMean(word string, known []string) string {
+// DidYouMean says which of the known words was likely meant, or which there are.
+func DidYouMean(word string, known []string) string {
 	best, most := "", max(1, len(word)/3) // a letter in three wrong: more is another word
 	for _, k := range known {
 		if len(word) > len(k)+most { // and costs no time
