@@ -39,6 +39,7 @@ func TestFaults(t *testing.T) {
 		{"UTF8", "control: \xff\n", "f.yaml: not UTF-8"},
 		{"Long", "control: " + strings.Repeat("x", maxLine) + "\n", "f.yaml:1:1: a line of more than 4096 bytes"},
 		{"Large", strings.Repeat("# nothing\n", MaxSize/10+1), "f.yaml: more than 262144 bytes"},
+		{"Questions", strings.Repeat("? a\n", 60_000), "more than 1000 question marks"},
 		{"Deep", strings.Repeat(strings.Repeat("[", 1000)+"\n", 11), "more than 10000 brackets"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

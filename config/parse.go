@@ -20,6 +20,8 @@ const (
 	maxLine = 4096
 	// maxBrackets bounds [ and { that a file has in all: what nests goes down a stack, and nothing here is four deep.
 	maxBrackets = 10_000
+	// maxQuestions bounds question marks: "? KEY" takes the library time by the square, and no key here is written so.
+	maxQuestions = 1000
 	// maxFaults is how many are told at a time.
 	maxFaults = 10
 	// shownRunes is how much of a line is shown: a terminal's width.
@@ -86,6 +88,9 @@ func Parse(name string, text []byte) (*File, error) {
 	}
 	if strings.Count(s, "[")+strings.Count(s, "{") > maxBrackets {
 		return whole("more than %d brackets: write lists with dashes", maxBrackets)
+	}
+	if strings.Count(s, "?") > maxQuestions {
+		return whole("more than %d question marks", maxQuestions)
 	}
 	d := &decoder{f: f}
 	tree, err := parseYAML(s)
@@ -217,6 +222,10 @@ func (d *decoder) struc(n ast.Node, v reflect.Value, path, what string) {
 				d.value(key, value, v.Field(i), under(path, name), name)
 				return
 			}
+		}
+		if len(d.faults) == maxFaults { // the nearest word takes time
+			d.more++
+			return
 		}
 		d.fail(key, "no key %.40q in %s: %s", name, what, DidYouMean(name, words))
 	})
