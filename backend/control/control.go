@@ -36,6 +36,7 @@
 //	GET    /v1/policy/questions   what rules with "ask" ask
 //	POST   /v1/policy/questions/{question}  {"answer":"allow","for":"session"}
 //	GET    /v1/events             what happened; ?since=ID. With "Accept: text/event-stream" as it happens, too
+//	GET    /metrics               counters and gauges for Prometheus, at /v1/metrics too; of all networks
 //	GET    /v1/debug/pprof/       with Profile: what net/http/pprof has
 //
 // Every path takes ?network=NAME. A daemon with one network needs none; one with several shows the lists of all without

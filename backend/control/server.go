@@ -150,6 +150,8 @@ func (s *Server) handler() http.Handler {
 		known = append(known, r.path)
 	}
 	s.profiles(mux)
+	s.metrics(mux)
+	known = append(known, metricsPaths[0])
 	hint := "there is " + strings.Join(known, ", ")
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, problem(http.StatusNotFound, hint, "no such path: %s", short(r.URL.Path)))
