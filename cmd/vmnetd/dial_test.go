@@ -49,7 +49,7 @@ func open(t *testing.T, f *framing, addr string) (*door, *safeLog) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.places = make(chan struct{}, 64)
+	d.places = make(chan struct{}, 512) // more than a test opens: one that has ended has its place for a moment longer
 	doors, endDoors := context.WithCancel(context.Background())
 	wires, endWires := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -129,6 +129,7 @@ type door struct {
 	// Of the network, once there is one:
 	mtu    int           // of the cards that lines has; 0: their own
 	told   int           // the MTU of guests whose framing has a limit or a word for it; 0: 1500
+	came   func()        // is told of each guest
 	places chan struct{} // one for each guest that may be there; shared by the daemon's doors
 }
 
@@ -222,6 +223,9 @@ func (d *door) closedTo() (netip.AddrPort, bool) {
 func (d *door) plug(wires context.Context, n *backend.Network, g *caller) {
 	procs.add(1)
 	defer procs.add(-1)
+	if d.came != nil {
+		d.came()
+	}
 	defer g.close()
 	defer context.AfterFunc(wires, g.close)()
 	name := d.String() + g.peer

@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forgetStart takes the program's code and constants out of our resident memory. Most of what is there by then was
+// forgetCode takes the program's code and constants out of our resident memory. Most of what is there after a start was
 // touched by starting up alone, or lies within 64 KiB of what was (the kernel maps as much around each fault), and is
 // three quarters of what an idle daemon holds. What is used again is mapped again, from the page cache.
-func forgetStart() {
+func forgetCode() {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return

@@ -2,5 +2,5 @@
 
 package main
 
-// forgetStart does nothing: only Linux was measured.
-func forgetStart() {}
+// forgetCode does nothing: only Linux was measured.
+func forgetCode() {}

@@ -169,17 +169,18 @@ func notify(ch chan<- os.Signal, sigs []os.Signal) {
 
 // daemon is a network, or several, with doors and a control socket.
 type daemon struct {
-	log      *slog.Logger
-	profile  bool         // --pprof
-	guestLog *slog.Logger // of the doors
-	doors    []*door
-	more     []plan       // of the networks beside the first
-	policy   chosenPolicy // of the first
-	policies map[string]*policy.Policy
-	plans    []plan             // of all, once they are made
-	net      *backend.Network   // the first
-	nets     []*backend.Network // all
-	dirs     []string           // folders of ours, outermost first: they go if they are empty by then
+	log        *slog.Logger
+	forgetting forgetting
+	profile    bool         // --pprof
+	guestLog   *slog.Logger // of the doors
+	doors      []*door
+	more       []plan       // of the networks beside the first
+	policy     chosenPolicy // of the first
+	policies   map[string]*policy.Policy
+	plans      []plan             // of all, once they are made
+	net        *backend.Network   // the first
+	nets       []*backend.Network // all
+	dirs       []string           // folders of ours, outermost first: they go if they are empty by then
 
 	controlAt     *net.UnixListener
 	control       string // its path
@@ -300,7 +301,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 	})
 	places := make(chan struct{}, maxGuests())
 	for _, door := range d.doors {
-		door.places = places
+		door.places, door.came = places, d.forgetting.guestCame
 		d.running.Go(func() {
 			if err := door.serve(doors, wires, d.network(door.network)); err != nil {
 				d.failed <- err
