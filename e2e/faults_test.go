@@ -19,7 +19,6 @@ import (
 	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/backend/control"
 	"github.com/vmnetd/vmnetd/e2e/traffic"
-	"github.com/vmnetd/vmnetd/e2e/vm"
 	"golang.org/x/sys/unix"
 )
 
@@ -90,21 +89,8 @@ func TestDaemonKilled(t *testing.T) {
 			args := []string{"--state-dir", l.path("state"), "-p", "127.0.0.1:7777:alpha:7777"}
 			d := l.serve(t, args...)
 			at := attach{unix: d.unix}
-			var g *guest
-			if row.boots {
-				_, v, err := vm.QEMU(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !v.CanReconnect() {
-					t.Skipf("QEMU %s cannot reconnect a stream netdev, 8.0 is the first that can; the namespace's row does it", v)
-				}
-				g = &guest{name: "alpha", mac: vm.MAC("alpha", 0), row: row, d: d}
-				g.Guest = startQEMU(t, l, vm.Config{Name: "alpha", NICs: []vm.NIC{{Netdev: at.netdev(t).Reconnect(100 * time.Millisecond)}}})
-				g.configured(t)
-			} else {
-				g = row.boot(t, d, at, "alpha")
-			}
+			g := row.reconnecting(t, d, at, "alpha")
+			g.configured(t)
 			had := g.addr4
 			g.listen(t, "guest listen echo :7777")
 			added := d.forward(t, "127.0.0.1:0:alpha:7777")

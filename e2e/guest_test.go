@@ -174,6 +174,24 @@ func (r transport) launch(t *testing.T, d *daemon, at attach, name string) *gues
 	return g
 }
 
+// reconnecting starts a guest that dials again when its wire breaks, or skips: those in namespaces all do.
+func (r transport) reconnecting(t *testing.T, d *daemon, at attach, name string) *guest {
+	t.Helper()
+	if !r.boots {
+		return r.launch(t, d, at, name)
+	}
+	_, v, err := vm.QEMU(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !v.CanReconnect() {
+		t.Skipf("QEMU %s cannot reconnect a stream netdev, 8.0 is the first that can; the namespace's rows do it", v)
+	}
+	g := &guest{name: name, mac: vm.MAC(name, 0), row: r, d: d}
+	g.Guest = startQEMU(t, d.lab, vm.Config{Name: name, NICs: []vm.NIC{{Netdev: at.netdev(t).Reconnect(100 * time.Millisecond)}}})
+	return g
+}
+
 // inNamespace starts a guest that is a kernel's network stack in a namespace.
 func inNamespace(t *testing.T, l *lab, at attach, name string, mac net.HardwareAddr) Guest {
 	t.Helper()

@@ -142,20 +142,7 @@ func TestReconnect(t *testing.T) {
 			row.need(t)
 			l := newLab(t)
 			d, at := row.serve(t, l, "-p", "127.0.0.1:7777:alpha:7777")
-			var g *guest
-			if row.boots {
-				_, v, err := vm.QEMU(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !v.CanReconnect() {
-					t.Skipf("QEMU %s cannot reconnect a stream netdev, 8.0 is the first that can; the namespace's rows do it", v)
-				}
-				g = &guest{name: "alpha", mac: vm.MAC("alpha", 0), row: row, d: d}
-				g.Guest = startQEMU(t, l, vm.Config{Name: "alpha", NICs: []vm.NIC{{Netdev: at.netdev(t).Reconnect(100 * time.Millisecond)}}})
-			} else {
-				g = row.launch(t, d, at, "alpha")
-			}
+			g := row.reconnecting(t, d, at, "alpha")
 			g.configured(t)
 			port, _ := g.listen(t, "guest listen echo :7777")
 			before, _ := g.info(t)
