@@ -74,7 +74,7 @@ func TestGuestAgent(t *testing.T) {
 	if got := g.Must(t, "cat /run/resolv"); got != "search internal\nnameserver 10.0.2.3\n" {
 		t.Errorf("resolv.conf is %q", got)
 	}
-	if got := g.Must(t, "vmnetd vm ls "+control); !strings.Contains(got, "vsock:local:") {
+	if got := g.Must(t, "vmnetd vm ls -o wide "+control); !strings.Contains(got, "vsock:local:") {
 		t.Errorf("vm ls: %s", got)
 	}
 	if got := g.Must(t, "nslookup gateway.internal 10.0.2.3"); !strings.Contains(got, "10.0.2.2") {

@@ -73,7 +73,7 @@ func TestVsock(t *testing.T) {
 			} else {
 				g.Must(t, "udhcpc -i eth0 -f -q -n -t 8 -T 1 -s /etc/udhcpc >/run/udhcpc.log 2>&1 || { cat /run/udhcpc.log; false; }")
 			}
-			if got := g.Must(t, "vmnetd vm ls --control /run/v/vmnetd/control.sock"); !strings.Contains(got, "vsock:local:") {
+			if got := g.Must(t, "vmnetd vm ls -o wide --control /run/v/vmnetd/control.sock"); !strings.Contains(got, "vsock:local:") {
 				t.Errorf("vm ls: %s", got)
 			}
 			g.Must(t, "ping -c 1 -W 5 10.0.2.2")
@@ -95,7 +95,7 @@ func TestVsock(t *testing.T) {
 			}
 			p.Kill()
 			wait(t, "the guest has gone", func() error {
-				if out := g.Must(t, "vmnetd vm ls --control /run/v/vmnetd/control.sock"); strings.Count(out, "\n") > 1 {
+				if out := g.Must(t, "vmnetd vm ls -o wide --control /run/v/vmnetd/control.sock"); strings.Count(out, "\n") > 1 {
 					return fmt.Errorf("%s", out)
 				}
 				return nil

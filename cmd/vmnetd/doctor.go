@@ -2,14 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,7 +28,7 @@ type finding struct {
 const resolverTime = 3 * time.Second
 
 func doctorCommand() *cobra.Command {
-	format := outputFormat("table")
+	var format outputFormat
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Tell what this machine lacks, and what does not work without it",
@@ -40,31 +39,26 @@ Exit status: 0, whatever is missing.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			list := examine()
-			out := c.OutOrStdout()
-			if format == "json" {
-				e := json.NewEncoder(out)
-				e.SetIndent("", "  ")
-				return e.Encode(list)
-			}
-			w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-			for _, f := range list {
-				word := "ok"
-				if !f.OK {
-					word = "missing"
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\n", word, f.Name, f.Is)
-				if f.Lacks != "" {
-					fmt.Fprintf(w, "\t\t  %s\n", f.Lacks)
-				}
-				if f.Do != "" {
-					fmt.Fprintf(w, "\t\t  %s\n", f.Do)
-				}
-			}
-			return w.Flush()
+			return format.print(c.OutOrStdout(), false, list, func(w io.Writer) { writeFindings(w, list) })
 		},
 	}
-	c.Flags().VarP(&format, "output", "o", "`FORM` of the answer: table or json")
+	format.flag(c)
 	return c
+}
+
+func writeFindings(w io.Writer, list []finding) {
+	for _, f := range list {
+		word := "ok"
+		if !f.OK {
+			word = "missing"
+		}
+		row(w, word, f.Name, f.Is)
+		for _, more := range []string{f.Lacks, f.Do} {
+			if more != "" {
+				fmt.Fprintf(w, "\t\t  %s\n", visible(more))
+			}
+		}
+	}
 }
 
 // examine looks at the machine.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,12 +58,7 @@ func eventsCommand() *cobra.Command {
 			if !wanted(e) {
 				return nil
 			}
-			if in.format == "json" { // one a line, for programs
-				return json.NewEncoder(os.Stdout).Encode(e)
-			}
-			w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-			writeEvents(w, []backend.Event{e}, false)
-			return w.Flush()
+			return in.format.one(os.Stdout, e, func(w io.Writer) { writeEvents(w, []backend.Event{e}, false) })
 		})
 		if errors.Is(err, io.EOF) {
 			return errors.New("the daemon has ended")
@@ -76,7 +69,7 @@ func eventsCommand() *cobra.Command {
 that guests met, what they tried and may not, warnings and their ends, forwards, policies, questions and answers.
 
 The last 2,048 events of each network are there. What guests may cause without end is counted rather than told each time.
-With -o json they are an array; with --follow too, an object a line.
+With -o json they are an array; with --follow an object a line.
 
 Kinds: ` + strings.Join(known, ", ")
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with those that come, until ^C")
@@ -103,24 +96,4 @@ func eventsSince(when string, now time.Time) (uint64, error) {
 		}
 	}
 	return 0, usagef("--since %s: want an event's id, a time as 2026-11-21T13:00:00Z, or a while as 5m", when)
-}
-
-func writeEvents(w io.Writer, list []backend.Event, head bool) {
-	several := slices.ContainsFunc(list, func(e backend.Event) bool { return e.Network != list[0].Network })
-	line := func(network string, cells ...any) {
-		if several {
-			cells = append([]any{network}, cells...)
-		}
-		row(w, cells...)
-	}
-	if head {
-		line("NETWORK", "TIME", "KIND", "GUEST", "WHAT")
-	}
-	for _, e := range list {
-		text := e.Text
-		if e.Missed > 0 {
-			text += fmt.Sprintf(" (and %d like it before)", e.Missed)
-		}
-		line(e.Network, e.Time.Local().Format(time.DateTime), e.Kind, e.Guest, text)
-	}
 }

@@ -2,20 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/vmnetd/vmnetd/backend"
@@ -28,18 +21,7 @@ import (
 type inspector struct {
 	control, network string
 	format           outputFormat
-}
-
-type outputFormat string
-
-func (f *outputFormat) String() string { return string(*f) }
-func (f *outputFormat) Type() string   { return "format" }
-func (f *outputFormat) Set(s string) error {
-	if s != "table" && s != "json" {
-		return errors.New("want table or json")
-	}
-	*f = outputFormat(s)
-	return nil
+	noHeaders        bool
 }
 
 // patience is how long a daemon may take to answer: it only has to look at its memory.
@@ -74,8 +56,8 @@ func (in *inspector) lasting(use, short string, check cobra.PositionalArgs, do a
 	}
 	cmd.Flags().StringVar(&in.control, "control", "", "`PATH` of the daemon's control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
 	cmd.Flags().StringVar(&in.network, "network", "", "`NAME` of the network, where the daemon has several (default all, for what is only shown)")
-	in.format = "table"
-	cmd.Flags().VarP(&in.format, "output", "o", "`FORM` of the answer: table or json")
+	in.format.flag(cmd)
+	cmd.Flags().BoolVar(&in.noHeaders, "no-headers", false, "tables without their first line")
 	return cmd
 }
 
@@ -199,235 +181,4 @@ func each(list []string, do func(string) error) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// show prints an answer, unless there is an error in its place.
-func (in *inspector) show(err error, v any, table func(io.Writer)) error {
-	if err != nil {
-		return err
-	}
-	if in.format == "json" {
-		e := json.NewEncoder(os.Stdout)
-		e.SetIndent("", "  ")
-		return e.Encode(v)
-	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	table(w)
-	return w.Flush()
-}
-
-// showList prints a list of the network that is named. Of several with none named it prints all: in tables under the
-// networks' names, in JSON with the network in each entry, as the API has it.
-func showList[T any](ctx context.Context, in *inspector, c *control.Client, get func() ([]T, error), table func(io.Writer, []T)) error {
-	names := []string{in.network}
-	if in.network == "" {
-		st, err := c.Status(ctx)
-		if err != nil {
-			return err
-		}
-		if len(st.Networks) > 1 {
-			names = nil
-			for _, n := range st.Networks {
-				names = append(names, n.Name)
-			}
-		}
-	}
-	if len(names) == 1 {
-		list, err := get()
-		return in.show(err, list, func(w io.Writer) { table(w, list) })
-	}
-	all := []json.RawMessage{}
-	lists := make([][]T, len(names))
-	var missing []error
-	for i, name := range names {
-		c.Network = name
-		list, err := get()
-		var p *control.Problem
-		if errors.As(err, &p) && p.Status == http.StatusNotFound { // a guest that is in another network
-			missing = append(missing, err)
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		lists[i] = list
-		for _, v := range list {
-			b, err := json.Marshal(struct {
-				Network string `json:"network"`
-			}{name})
-			if err != nil {
-				return err
-			}
-			o, err := json.Marshal(v)
-			if err != nil {
-				return err
-			}
-			all = append(all, append(append(b[:len(b)-1], ','), o[1:]...))
-		}
-	}
-	if len(missing) == len(names) {
-		return missing[0]
-	}
-	return in.show(nil, all, func(w io.Writer) {
-		for i, list := range lists {
-			if list == nil {
-				continue
-			}
-			row(w, "network "+names[i])
-			table(w, list)
-		}
-	})
-}
-
-// row writes one line of a table. What guests choose, names above all, must not reach the terminal as it is.
-func row(w io.Writer, cells ...any) {
-	for i, c := range cells {
-		s := strings.Map(func(r rune) rune {
-			if !unicode.IsPrint(r) {
-				return '?'
-			}
-			return r
-		}, fmt.Sprint(c))
-		if s == "" {
-			s = "-"
-		}
-		if i > 0 {
-			s = "\t" + s
-		}
-		io.WriteString(w, s)
-	}
-	io.WriteString(w, "\n")
-}
-
-func writeStatus(w io.Writer, st control.Status) {
-	row(w, "vmnetd", fmt.Sprintf("%s, pid %d", st.Version, st.PID))
-	for _, l := range st.Listen {
-		row(w, "guests at", l)
-	}
-	if st.Sandbox != nil {
-		row(w, "sandbox", st.Sandbox.Walls)
-		for _, m := range st.Sandbox.Missing {
-			row(w, "sandbox lacks", m)
-		}
-	}
-	for _, n := range st.Networks {
-		router := "no IPv6 route on this host: guests get no IPv6 default route"
-		if n.Router6 {
-			router = "IPv6 router"
-		}
-		row(w, "network", fmt.Sprintf("%s, since %s", n.Name, n.Since.Local().Format(time.DateTime)))
-		row(w, "IPv4", fmt.Sprintf("%s, gateway %s, DNS %s", n.Prefix4, n.Gateway4, n.DNS4))
-		row(w, "IPv6", fmt.Sprintf("%s, gateway %s, DNS %s; %s", n.Prefix6, n.Gateway6, n.DNS6, router))
-		row(w, "MTU", mtus(n))
-		row(w, "gateway MAC", n.GatewayMAC)
-		if n.Isolate {
-			row(w, "isolate", "guests are kept from one another")
-		}
-		if n.Strict {
-			row(w, "strict leases", "guests send as what they were given only")
-		}
-		if n.Routes != nil {
-			row(w, "routes", strings.Trim(fmt.Sprint(n.Routes), "[]"))
-		}
-		row(w, "resolvers", strings.Join(n.Resolvers, ", "))
-		row(w, "ping IPv4", n.Ping4)
-		row(w, "ping IPv6", n.Ping6)
-		row(w, "guests", n.Guests)
-		row(w, "conversations", fmt.Sprintf("%d now, %d in all", n.Flows, n.FlowsTotal))
-		row(w, "ended or refused", counts(n.Refused))
-		for _, warn := range n.Warnings {
-			row(w, "warning", warn)
-		}
-	}
-}
-
-func mtus(n backend.Status) string {
-	switch {
-	case n.LargeMTU == 0:
-		return strconv.Itoa(n.MTU)
-	case n.LargeNICs:
-		return strconv.Itoa(n.LargeMTU)
-	}
-	return fmt.Sprintf("%d, or %d for cards that carry it", n.MTU, n.LargeMTU)
-}
-
-func counts(m map[string]uint64) string {
-	var parts []string
-	for k, v := range m {
-		if v > 0 {
-			parts = append(parts, fmt.Sprintf("%s %d", k, v))
-		}
-	}
-	slices.Sort(parts)
-	return strings.Join(parts, ", ")
-}
-
-func writeGuests(w io.Writer, list []backend.GuestInfo) {
-	row(w, "ID", "NAME", "MAC", "ADDRESSES", "SINCE", "MTU", "SENT", "RECEIVED", "FLOWS", "DROPPED", "LINK")
-	for _, g := range list {
-		var addrs []string
-		for _, a := range g.Addrs {
-			addrs = append(addrs, a.String())
-		}
-		mtu := "" // it has not shown any yet
-		if g.MTU > 0 {
-			mtu = strconv.Itoa(g.MTU)
-		}
-		row(w, g.ID, g.Name, g.MAC, strings.Join(addrs, ","), ago(g.Since), mtu, size(g.RxBytes), size(g.TxBytes), g.Flows, counts(g.Dropped), g.Link)
-	}
-}
-
-func writeForwards(w io.Writer, list []portforward.Status) {
-	row(w, "RULE", "STATE", "GUEST", "OPEN", "ACCEPTED", "REFUSED", "TO GUEST", "TO CLIENT", "LAST ERROR")
-	for _, f := range list {
-		row(w, f.Text, f.State, f.Guest, f.Active, f.Accepted, f.Refused, size(f.ToGuest), size(f.ToClient), f.LastError)
-	}
-}
-
-func writeFlows(w io.Writer, list []flows.Snapshot) {
-	row(w, "ID", "GUEST", "PROTO", "WAY", "FROM", "TO", "STATE", "UP", "DOWN", "IDLE", "AGE")
-	for _, f := range list {
-		row(w, f.ID, f.Guest, f.Proto, f.Dir, f.Src, f.Dst, f.State, size(f.UpBytes), size(f.DownBytes),
-			time.Duration(f.IdleMS)*time.Millisecond, ago(f.Opened))
-	}
-}
-
-func writeLeases(w io.Writer, list []control.Lease) {
-	row(w, "ADDRESS", "MAC", "NAME", "GUEST", "STATE", "LEFT")
-	for _, l := range list {
-		left, guest := "for ever", l.Guest
-		if !l.Static && !l.Expires.IsZero() {
-			left = time.Until(l.Expires).Round(time.Second).String()
-		}
-		if l.Away {
-			guest = "away"
-		}
-		row(w, l.Addr, l.MAC, l.Name, guest, l.State, left)
-	}
-}
-
-func writeDNS(w io.Writer, list []backend.DNSRecord) {
-	row(w, "NAME", "TYPE", "VALUE", "TTL", "FROM")
-	for _, r := range list {
-		row(w, r.Name, r.Type, r.Value, r.TTL, r.Source)
-	}
-}
-
-func ago(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return time.Since(t).Round(time.Second).String()
-}
-
-func size(n uint64) string {
-	const units = "kMGTPE"
-	if n < 1000 {
-		return strconv.FormatUint(n, 10)
-	}
-	f, i := float64(n)/1000, 0
-	for ; f >= 1000; i++ {
-		f /= 1000
-	}
-	return fmt.Sprintf("%.1f%c", f, units[i])
 }

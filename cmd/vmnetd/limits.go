@@ -57,7 +57,7 @@ be, default what was set. A guest's limits stay with its MAC until the daemon en
 }
 
 func writeLimits(w io.Writer, list []backend.LimitInfo) {
-	row(w, "GUEST", "LIMIT", "VALUE", "NOW", "MOST", "HITS", "WHAT")
+	head(w, "GUEST", "LIMIT", "VALUE", "NOW", "MOST", "HITS", "WHAT")
 	for _, l := range list {
 		guest := l.Guest
 		if guest == "" {

@@ -40,7 +40,7 @@ func policyCommand() *cobra.Command {
 			}
 			all = append(all, p)
 		}
-		if in.format == "json" && len(all) == 1 {
+		if in.format.data() && len(all) == 1 {
 			return in.show(nil, all[0], nil)
 		}
 		return in.show(nil, all, func(w io.Writer) {
@@ -134,8 +134,8 @@ address or a name. Exit status: 0 if it may, 1 if not.`
 			qs, err := c.Questions(ctx)
 			return in.show(err, qs, func(w io.Writer) { writeQuestions(w, qs) })
 		}
-		if in.format == "json" {
-			return usagef("-o json is of --list; programs answer by 'vmnetd policy answer', or the API")
+		if in.format.data() {
+			return usagef("-o %s is of --list; programs answer by 'vmnetd policy answer', or the API", in.format)
 		}
 		return askPeople(ctx, c, os.Stdin, os.Stdout, control.Answer{For: string(scope), Guest: askGuest})
 	})
@@ -316,7 +316,7 @@ func writeTest(w io.Writer, r policy.Result) {
 }
 
 func writeQuestions(w io.Writer, list []control.Question) {
-	row(w, "ID", "NETWORK", "GUEST", "PROTO", "TO", "WAITS", "LEFT", "RULE")
+	head(w, "ID", "NETWORK", "GUEST", "PROTO", "TO", "WAITS", "LEFT", "RULE")
 	for _, q := range list {
 		row(w, q.ID, q.Network, q.Guest, q.Proto, destination(q), q.Held, max(0, time.Until(q.Until)).Round(time.Second), q.Rule)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -16,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"unsafe"
 
 	"github.com/spf13/cobra"
@@ -187,7 +187,7 @@ func selfTestCommand() *cobra.Command {
 	var open bool
 	var one, threads, where string
 	var victim int
-	format := outputFormat("table")
+	var format outputFormat
 	c := &cobra.Command{
 		Use:   "cage",
 		Short: "Try to get out of the daemon's sandbox",
@@ -214,26 +214,23 @@ Exit status: 0 if all walls held, 1 if one was crossed.`,
 				return err
 			}
 			out := c.OutOrStdout()
-			if format == "json" {
-				e := json.NewEncoder(out)
-				e.SetIndent("", "  ")
-				if err := e.Encode(struct {
-					Walls   string   `json:"walls"`
-					Results []result `json:"results"`
-				}{walls, list}); err != nil {
-					return err
-				}
-			} else {
+			answer := struct {
+				Walls   string   `json:"walls"`
+				Results []result `json:"results"`
+			}{walls, list}
+			if !format.data() {
 				fmt.Fprintln(out, "sandbox", walls)
-				w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+			}
+			if err := format.print(out, false, answer, func(w io.Writer) {
 				for _, r := range list {
 					word := "crossed"
 					if r.Held {
 						word = "held"
 					}
-					fmt.Fprintf(w, "%s\t%s\t%s\n", r.Trial, word, strings.Join(slices.Compact(slices.Clone(r.How)), ", "))
+					row(w, r.Trial, word, strings.Join(slices.Compact(slices.Clone(r.How)), ", "))
 				}
-				w.Flush()
+			}); err != nil {
+				return err
 			}
 			if slices.ContainsFunc(list, func(r result) bool { return !r.Held }) && !open {
 				return errors.New("a wall was crossed")
@@ -243,7 +240,7 @@ Exit status: 0 if all walls held, 1 if one was crossed.`,
 	}
 	f := c.Flags()
 	f.BoolVar(&open, "open", false, "without the sandbox")
-	f.VarP(&format, "output", "o", "`FORM` of the answer: table or json")
+	format.flag(c)
 	f.StringVar(&one, "trial", "", "")
 	f.StringVar(&threads, "threads", "", "")
 	f.StringVar(&where, "outside", "", "")
