@@ -36,7 +36,7 @@ type endingKey struct{}
 // listEvents answers for all networks that the request means, since they are put in order.
 func (s *Server) listEvents(c *call) (reply, error) {
 	nets := s.Networks
-	if c.URL.Query().Get("network") != "" {
+	if c.query.Get("network") != "" {
 		nets = []*backend.Network{c.net}
 	}
 	since, err := c.since()
@@ -63,7 +63,7 @@ func (s *Server) listEvents(c *call) (reply, error) {
 
 // since is the event after which the client wants them.
 func (c *call) since() (uint64, error) {
-	v := c.URL.Query().Get("since")
+	v := c.query.Get("since")
 	if id := c.Header.Get("Last-Event-ID"); id != "" { // a browser's, that comes back
 		v = id
 	}

@@ -19,12 +19,14 @@ type LimitChange struct {
 const limitExample = `{"guest":"g1","limits":{"flows":100,"up":"10mbit"}}`
 
 func limitRoutes() []route {
-	return []route{{"/v1/limits", []string{"guest"}, map[string]handler{"GET": listLimits, "PUT": changeLimits}}}
+	return []route{{path: "/v1/limits", on: verbs{
+		"GET": {do: listLimits, says: "Lists limits, what is used of them and was", gives: []backend.LimitInfo{}, query: []param{guestParam}},
+		"PUT": {do: changeLimits, says: "Changes limits, all that are named or none", takes: LimitChange{}}}}}
 }
 
 // listLimits shows a guest's; without one those of all guests together, and each guest's.
 func listLimits(c *call) (reply, error) {
-	if ref := c.URL.Query().Get("guest"); ref != "" || c.URL.Query().Has("guest") {
+	if ref := c.query.Get("guest"); ref != "" || c.query.Has("guest") {
 		g, err := c.guest(ref)
 		if err != nil {
 			return reply{}, err
@@ -48,9 +50,6 @@ func listLimits(c *call) (reply, error) {
 }
 
 func changeLimits(c *call) (reply, error) {
-	if c.URL.Query().Has("guest") {
-		return reply{}, problem(http.StatusBadRequest, "as "+limitExample, "the guest goes into the body, not into the query")
-	}
 	var body struct {
 		Guest  string                     `json:"guest"`
 		Limits map[string]json.RawMessage `json:"limits"`

@@ -23,18 +23,20 @@ func (s *Server) names() []string {
 }
 
 // ofAll answers a request that names no network, of several.
-func (s *Server) ofAll(rt route, h handler, r *http.Request) (reply, error) {
-	if rt.path == "/v1/status" || rt.path == "/v1/events" {
-		return h(&call{r, s.Networks[0]})
+func (s *Server) ofAll(rt route, op operation, c *call) (reply, error) {
+	if op.whole {
+		return op.do(c)
 	}
-	if strings.Contains(rt.path, "{") || r.Method != http.MethodGet && r.Method != http.MethodHead {
+	if strings.Contains(rt.path, "{") || c.Method != http.MethodGet && c.Method != http.MethodHead {
 		return reply{}, s.which()
 	}
 	all := []json.RawMessage{}
 	var missing error
 	found := false
 	for _, n := range s.Networks {
-		rep, err := h(&call{r, n})
+		one := *c
+		one.net = n
+		rep, err := op.do(&one)
 		var p *Problem
 		if errors.As(err, &p) && p.Status == http.StatusNotFound { // a guest that is in another network
 			missing = err

@@ -74,13 +74,25 @@ func questionEvent(n *backend.Network, q policy.Question) {
 }
 
 func (s *Server) policyRoutes() []route {
+	part := param{name: "guest", says: "the part of the guests that have this pattern and rules of their own"}
+	now := param{name: "now", says: "for conversations that run, too", is: false}
 	return []route{
-		{policyPath, []string{"guest", "now"}, map[string]handler{"GET": s.getPolicy, "PUT": s.putPolicy, "DELETE": s.deletePolicy}},
-		{"/v1/policy/test", nil, map[string]handler{"POST": s.testPolicy}},
-		{"/v1/policy/learn", []string{"guest"}, map[string]handler{"GET": s.getLearned, "POST": s.startLearning, "DELETE": s.stopLearning}},
-		{"/v1/policy/names", []string{"guest"}, map[string]handler{"GET": s.listNames}},
-		{"/v1/policy/questions", nil, map[string]handler{"GET": s.listQuestions}},
-		{"/v1/policy/questions/{question}", nil, map[string]handler{"POST": s.answerQuestion}},
+		{path: policyPath, on: verbs{
+			"GET":    {do: s.getPolicy, says: "Shows what guests may reach", gives: Policy{}, query: []param{part}},
+			"PUT":    {do: s.putPolicy, says: "Sets what guests may reach", takes: PolicyRequest{}, most: maxPolicy, gives: Policy{}, query: []param{part, now}},
+			"DELETE": {do: s.deletePolicy, says: "Takes away the rules that guests have of their own", query: []param{part, now}}}},
+		{path: "/v1/policy/test", on: verbs{
+			"POST": {do: s.testPolicy, says: "Tells what would become of a conversation", takes: PolicyTest{}, gives: policy.Result{}}}},
+		{path: "/v1/policy/learn", on: verbs{
+			"GET":    {do: s.getLearned, says: "Shows what was learned, and a policy of it", gives: Learned{}, query: []param{guestParam}},
+			"POST":   {do: s.startLearning, says: "Begins to learn from what guests reach", takes: LearnRequest{}},
+			"DELETE": {do: s.stopLearning, says: "Ends it, and shows what was learned", gives: Learned{}, query: []param{guestParam}}}},
+		{path: "/v1/policy/names", on: verbs{
+			"GET": {do: s.listNames, says: "Lists the addresses that names' answers opened", gives: []OpenName{}, query: []param{guestParam}}}},
+		{path: "/v1/policy/questions", on: verbs{
+			"GET": {do: s.listQuestions, says: "Lists what rules with ask ask", gives: []Question{}}}},
+		{path: "/v1/policy/questions/{question}", id: "a question's id", on: verbs{
+			"POST": {do: s.answerQuestion, says: "Answers a question", takes: Answer{}}}},
 	}
 }
 
@@ -97,15 +109,12 @@ func (s *Server) getPolicy(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	if c.URL.Query().Has("now") {
-		return reply{}, problem(http.StatusBadRequest, "leave it out", "now is of a change")
-	}
 	return c.policyReply(p.Document())
 }
 
 // policyReply is a document, or its part for the guests that the query names.
 func (c *call) policyReply(d policy.Document) (reply, error) {
-	out := Policy{Network: c.net.Config().Name, Guest: c.URL.Query().Get("guest"), Policy: d}
+	out := Policy{Network: c.net.Config().Name, Guest: c.query.Get("guest"), Policy: d}
 	if out.Guest != "" {
 		i, err := partFor(d, out.Guest)
 		if err != nil {
@@ -151,7 +160,7 @@ func (s *Server) putPolicy(c *call) (reply, error) {
 		d = *body.Policy
 	}
 	return s.changePolicy(c, func(whole *policy.Document) error {
-		guest := c.URL.Query().Get("guest")
+		guest := c.query.Get("guest")
 		if guest == "" {
 			*whole = d
 			return nil
@@ -171,7 +180,7 @@ func (s *Server) putPolicy(c *call) (reply, error) {
 }
 
 func (s *Server) deletePolicy(c *call) (reply, error) {
-	guest := c.URL.Query().Get("guest")
+	guest := c.query.Get("guest")
 	if guest == "" {
 		return reply{}, problem(http.StatusBadRequest, "DELETE /v1/policy?guest=web; for the whole, PUT another", "whose? no guest in the query")
 	}
@@ -194,10 +203,7 @@ func (s *Server) changePolicy(c *call, change func(*policy.Document) error) (rep
 	if err != nil {
 		return reply{}, err
 	}
-	now := c.URL.Query().Get("now")
-	if now != "" && now != "true" && now != "false" {
-		return reply{}, problem(http.StatusBadRequest, "true or false", "now=%q", short(now))
-	}
+	now := c.query.Get("now")
 	s.changing.Lock() // two who change parts of it keep each other's
 	defer s.changing.Unlock()
 	d := p.Document()
@@ -208,7 +214,7 @@ func (s *Server) changePolicy(c *call, change func(*policy.Document) error) (rep
 		return reply{}, policyProblem(err)
 	}
 	ended := c.net.SetPolicy(p, now == "true")
-	guest := c.URL.Query().Get("guest")
+	guest := c.query.Get("guest")
 	text := "the policy was set"
 	if guest != "" {
 		text += " for guests " + guest
@@ -296,7 +302,7 @@ func (s *Server) getLearned(c *call) (reply, error) {
 }
 
 func (c *call) learned(p *policy.Policy) (reply, error) {
-	guest := c.URL.Query().Get("guest")
+	guest := c.query.Get("guest")
 	if guest != "" {
 		var err error
 		if guest, err = c.guestOrName(guest); err != nil {
@@ -320,9 +326,6 @@ func (s *Server) startLearning(c *call) (reply, error) {
 	p, err := s.policy(c)
 	if err != nil {
 		return reply{}, err
-	}
-	if c.URL.Query().Has("guest") {
-		return reply{}, problem(http.StatusBadRequest, "leave it out here, and give it when you read what was learned", "all guests are learned from")
 	}
 	l := LearnRequest{Learning: policy.LearnRecord}
 	if err := c.decode(&l, learnExample); err != nil {
@@ -361,7 +364,7 @@ type OpenName struct {
 }
 
 func (s *Server) listNames(c *call) (reply, error) {
-	guest := c.URL.Query().Get("guest")
+	guest := c.query.Get("guest")
 	if guest != "" {
 		g, err := c.guest(guest)
 		if err != nil {

@@ -83,7 +83,7 @@ func TestPolicy(t *testing.T) {
 		says               string
 	}{
 		{"GET", "/v1/policy?guest=nobody", "", 404, "there is db"},
-		{"GET", "/v1/policy?now=true", "", 400, "now is of a change"},
+		{"GET", "/v1/policy?now=true", "", 400, "no query parameter"},
 		{"DELETE", "/v1/policy", "", 400, "whose"},
 		{"DELETE", "/v1/policy?guest=nobody", "", 404, "no rules of their own"},
 		{"PUT", "/v1/policy?now=yes", `{"text":"preset open"}`, 400, "true or false"},
@@ -100,7 +100,7 @@ func TestPolicy(t *testing.T) {
 		{"POST", "/v1/policy/test", `{"guest":"x","proto":"tcp"}`, 422, "one is missing"},
 		{"POST", "/v1/policy/test", `{"guest":"x","proto":"tpc","to":"example.com:443"}`, 422, "tcp, udp or icmp"},
 		{"POST", "/v1/policy/test", `{"guest":"x","proto":"tcp","to":"example.com"}`, 422, "one port"},
-		{"POST", "/v1/policy/learn?guest=x", `{}`, 400, "all guests"},
+		{"POST", "/v1/policy/learn?guest=x", `{}`, 400, "no query parameter"},
 		{"POST", "/v1/policy/learn", `{"learning":"off"}`, 422, "DELETE ends it"},
 		{"POST", "/v1/policy/learn", `{"learning":"all"}`, 400, "off, record or allow"},
 		{"GET", "/v1/policy/names?guest=x", "", 404, "no guest"},

@@ -16,19 +16,53 @@ import (
 	"github.com/vmnetd/vmnetd/portforward"
 )
 
+var (
+	guestParam = param{name: "guest", says: "only of this guest: id, name, MAC or address"}
+	guestID    = "a guest's id, name, MAC or address"
+)
+
 func (s *Server) routes() []route {
 	return slices.Concat(s.policyRoutes(), limitRoutes(), []route{
-		{"/v1/status", nil, map[string]handler{"GET": s.status}},
-		{"/v1/guests", nil, map[string]handler{"GET": listGuests}},
-		{"/v1/guests/{guest}", nil, map[string]handler{"GET": getGuest, "DELETE": kickGuest}},
-		{"/v1/flows", []string{"guest", "proto", "state", "direction"}, map[string]handler{"GET": listFlows}},
-		{"/v1/forwards", nil, map[string]handler{"GET": listForwards, "POST": addForward}},
-		{"/v1/forwards/{id}", []string{"cut"}, map[string]handler{"DELETE": removeForward}},
-		{"/v1/leases", nil, map[string]handler{"GET": listLeases}},
-		{"/v1/leases/{address}", nil, map[string]handler{"DELETE": releaseLease}},
-		{"/v1/events", []string{"since"}, map[string]handler{"GET": s.listEvents}},
-		{"/v1/dns", []string{"name", "type", "value"}, map[string]handler{"GET": listDNS, "POST": addDNS, "DELETE": removeDNS}},
+		{path: "/v1/status", on: verbs{
+			"GET": {do: s.status, says: "Shows the daemon and its networks", gives: Status{}, whole: true}}},
+		{path: "/v1/guests", on: verbs{
+			"GET": {do: listGuests, says: "Lists who is plugged in, oldest first", gives: []backend.GuestInfo{}}}},
+		{path: "/v1/guests/{guest}", id: guestID, on: verbs{
+			"GET":    {do: getGuest, says: "Shows a guest", gives: backend.GuestInfo{}},
+			"DELETE": {do: kickGuest, says: "Ends a guest's wire; one that reconnects comes back"}}},
+		{path: "/v1/flows", on: verbs{
+			"GET": {do: listFlows, says: "Lists conversations, oldest first", gives: []flows.Snapshot{}, query: []param{guestParam,
+				{name: "proto", says: "only of this protocol", one: []string{"tcp", "udp", "icmp", "icmp6"}},
+				{name: "state", says: "only in this state", one: []string{"dialing", "open", "closing"}},
+				{name: "direction", says: "only those begun by guests (out), or from outside (in)", one: []string{"in", "out"}}}}}},
+		{path: "/v1/forwards", on: verbs{
+			"GET":  {do: listForwards, says: "Lists port forwards, with their counters", gives: []portforward.Status{}},
+			"POST": {do: addForward, says: "Adds port forwards, all that a text names or none", takes: ForwardRequest{}, gives: []Forward{}, code: http.StatusCreated}}},
+		{path: "/v1/forwards/{id}", id: "a port forward's id, as tcp:127.0.0.1:2222", on: verbs{
+			"DELETE": {do: removeForward, says: "Removes a port forward", query: []param{{name: "cut", says: "end its conversations, too", is: false}}}}},
+		{path: "/v1/leases", on: verbs{
+			"GET": {do: listLeases, says: "Lists who has which address", gives: []Lease{}}}},
+		{path: "/v1/leases/{address}", id: "a leased address", on: verbs{
+			"DELETE": {do: releaseLease, says: "Frees an address"}}},
+		{path: "/v1/events", on: verbs{
+			"GET": {do: s.listEvents, says: "Lists what happened, oldest first, or tells it as it happens", gives: []backend.Event{}, streams: backend.Event{}, whole: true,
+				query: []param{{name: "since", says: "only after the event with this id, or this many microseconds since 1970", is: 0}}}}},
+		{path: "/v1/dns", on: verbs{
+			"GET":    {do: listDNS, says: "Lists local records", gives: []backend.DNSRecord{}, query: dnsParams},
+			"POST":   {do: addDNS, says: "Adds a local record", takes: DNSRequest{}},
+			"DELETE": {do: removeDNS, says: "Removes local records of a name", query: dnsParams}}},
 	})
+}
+
+var dnsParams = []param{
+	{name: "name", says: "of this name"},
+	{name: "type", says: "of this type, as A"},
+	{name: "value", says: "with this value"},
+}
+
+// ForwardRequest is port forwards to add: a text in any of portforward's syntaxes, or a rule as an object.
+type ForwardRequest struct {
+	Rule json.RawMessage `json:"rule"`
 }
 
 // ok answers with a list that is [] and not null when it is empty.
@@ -51,7 +85,7 @@ func (s *Server) status(c *call) (reply, error) {
 		st.Sandbox = &box
 	}
 	for _, n := range s.Networks {
-		if one := n.Status(); c.URL.Query().Get("network") == "" || n == c.net {
+		if one := n.Status(); c.query.Get("network") == "" || n == c.net {
 			st.Networks = append(st.Networks, one)
 		}
 	}
@@ -114,7 +148,7 @@ func kickGuest(c *call) (reply, error) {
 }
 
 func listFlows(c *call) (reply, error) {
-	q := c.URL.Query()
+	q := c.query
 	guest := q.Get("guest")
 	if guest != "" {
 		g, err := c.guest(guest)
@@ -122,18 +156,6 @@ func listFlows(c *call) (reply, error) {
 			return reply{}, err
 		}
 		guest = g.ID
-	}
-	oneOf := func(key string, known ...string) error {
-		if v := q.Get(key); q.Has(key) && !slices.Contains(known, v) {
-			return problem(http.StatusBadRequest, "one of "+strings.Join(known, ", "), "flows: %s %q", key, short(v))
-		}
-		return nil
-	}
-	if err := errors.Join(
-		oneOf("proto", "tcp", "udp", "icmp", "icmp6"),
-		oneOf("state", "dialing", "open", "closing"),
-		oneOf("direction", "in", "out")); err != nil {
-		return reply{}, err
 	}
 	is := func(key, have string) bool { return !q.Has(key) || q.Get(key) == have }
 	return ok(slices.DeleteFunc(c.net.Flows().List(), func(f flows.Snapshot) bool {
@@ -147,9 +169,7 @@ func listForwards(c *call) (reply, error) { return ok(c.net.Forwards().List()) }
 const forwardExample = `{"rule":"127.0.0.1:2222:22/tcp"}`
 
 func addForward(c *call) (reply, error) {
-	var body struct {
-		Rule json.RawMessage `json:"rule"`
-	}
+	var body ForwardRequest
 	if err := c.decode(&body, forwardExample); err != nil {
 		return reply{}, err
 	}
@@ -194,11 +214,7 @@ func forwardRules(raw json.RawMessage) (rules []portforward.Rule, err error) {
 }
 
 func removeForward(c *call) (reply, error) {
-	cut := c.URL.Query().Get("cut")
-	if cut != "" && cut != "true" && cut != "false" {
-		return reply{}, problem(http.StatusBadRequest, "true or false", "cut=%q", short(cut))
-	}
-	if _, err := c.net.Forwards().Remove(c.PathValue("id"), cut == "true"); err != nil {
+	if _, err := c.net.Forwards().Remove(c.PathValue("id"), c.query.Get("cut") == "true"); err != nil {
 		return reply{}, forwardProblem(err)
 	}
 	return done, nil
@@ -249,7 +265,7 @@ type DNSRequest struct {
 }
 
 func listDNS(c *call) (reply, error) {
-	q := c.URL.Query()
+	q := c.query
 	return ok(slices.DeleteFunc(c.net.DNSRecords(), func(r backend.DNSRecord) bool {
 		return !matches(r, q.Get("name"), q.Get("type"), q.Get("value"))
 	}))
@@ -265,9 +281,6 @@ func matches(r backend.DNSRecord, name, typ, value string) bool {
 const dnsExample = `{"name":"db.internal","type":"A","value":"10.0.2.20"}`
 
 func addDNS(c *call) (reply, error) {
-	if c.URL.RawQuery != "" && (c.URL.Query().Has("name") || c.URL.Query().Has("type") || c.URL.Query().Has("value")) {
-		return reply{}, problem(http.StatusBadRequest, "as "+dnsExample, "a new record goes into the body, not into the query")
-	}
 	var r DNSRequest
 	if err := c.decode(&r, dnsExample); err != nil {
 		return reply{}, err
@@ -292,7 +305,7 @@ func addDNS(c *call) (reply, error) {
 }
 
 func removeDNS(c *call) (reply, error) {
-	q := c.URL.Query()
+	q := c.query
 	name, typ, value := q.Get("name"), q.Get("type"), q.Get("value")
 	if name == "" {
 		return reply{}, problem(http.StatusBadRequest, "DELETE /v1/dns?name=db.internal&type=A", "which record? no name in the query")

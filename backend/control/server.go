@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,8 +12,8 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -123,10 +124,11 @@ func (s *Server) log() *slog.Logger {
 // call is a handler's view of a request.
 type call struct {
 	*http.Request
-	net *backend.Network
+	net   *backend.Network
+	query url.Values // of the parameters that the operation has, each once and of its kind
 }
 
-// reply is a handler's answer: a status code and what becomes JSON, nothing if nil.
+// reply is a handler's answer: a status code and what becomes JSON, nothing if nil; or a stream, or a download.
 type reply struct {
 	code int
 	body any
@@ -134,18 +136,11 @@ type reply struct {
 
 type handler func(*call) (reply, error)
 
-// route is a path, the query parameters that it knows, and what may be done there.
-type route struct {
-	path    string
-	query   []string
-	methods map[string]handler
-}
-
+// handler is the whole API.
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
-	routes := s.routes()
 	var known []string
-	for _, r := range routes {
+	for _, r := range s.routes() {
 		mux.Handle(r.path, s.serve(r))
 		known = append(known, r.path)
 	}
@@ -168,26 +163,24 @@ func (s *Server) handler() http.Handler {
 }
 
 func (s *Server) serve(rt route) http.Handler {
-	var allow []string
-	for m := range rt.methods {
-		allow = append(allow, m)
-	}
-	if rt.methods[http.MethodGet] != nil {
-		allow = append(allow, http.MethodHead)
-	}
-	slices.Sort(allow)
+	allow := strings.Join(rt.allow(), ", ")
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		method := r.Method
 		if method == http.MethodHead {
 			method = http.MethodGet
 		}
-		h := rt.methods[method]
-		if h == nil {
-			w.Header().Set("Allow", strings.Join(allow, ", "))
-			s.fail(w, r, problem(http.StatusMethodNotAllowed, "it takes "+strings.Join(allow, ", "), "%s takes no %s", rt.path, short(r.Method)))
+		op, ok := rt.on[method]
+		switch {
+		case !ok && method == http.MethodOptions:
+			w.Header().Set("Allow", allow)
+			w.WriteHeader(http.StatusNoContent)
+			return
+		case !ok:
+			w.Header().Set("Allow", allow)
+			s.fail(w, r, problem(http.StatusMethodNotAllowed, "it takes "+allow, "%s takes no %s", rt.path, short(r.Method)))
 			return
 		}
-		rep, err := s.answer(rt, h, w, r)
+		rep, err := s.answer(rt, op, w, r)
 		if method != http.MethodGet {
 			s.logChange(r, rep, err)
 		}
@@ -195,43 +188,34 @@ func (s *Server) serve(rt route) http.Handler {
 			s.fail(w, r, err)
 			return
 		}
-		if rep.body == nil {
+		switch body := rep.body.(type) {
+		case nil:
 			w.WriteHeader(rep.code)
-			return
+		case stream:
+			s.stream(w, r, eventStream, body)
+		case download:
+			s.stream(w, r, body.typ, body.write)
+		default:
+			send(w, r, rep.code, "application/json", body)
 		}
-		if f, ok := rep.body.(stream); ok {
-			s.stream(w, r, f)
-			return
-		}
-		send(w, r, rep.code, "application/json", rep.body)
 	})
 }
 
-func (s *Server) answer(rt route, h handler, w http.ResponseWriter, r *http.Request) (reply, error) {
-	q := r.URL.Query()
-	known := append([]string{"network"}, rt.query...)
-	for k, v := range q {
-		// A filter that is misspelt and passed over would show, or remove, too much.
-		if !slices.Contains(known, k) {
-			return reply{}, problem(http.StatusBadRequest, "it knows "+strings.Join(known, ", "), "%s knows no query parameter %q", rt.path, short(k))
-		}
-		if len(v) > 1 {
-			return reply{}, problem(http.StatusBadRequest, "give it once", "query parameter %q is there %d times", short(k), len(v))
-		}
+func (s *Server) answer(rt route, op operation, w http.ResponseWriter, r *http.Request) (reply, error) {
+	q, err := op.read(rt, r)
+	if err != nil {
+		return reply{}, err
 	}
 	n, err := s.network(q.Get("network"))
 	if err != nil {
 		return reply{}, err
 	}
-	most := int64(maxBody)
-	if rt.path == policyPath {
-		most = maxPolicy
-	}
-	r.Body = http.MaxBytesReader(w, r.Body, most)
+	r.Body = http.MaxBytesReader(w, r.Body, cmp.Or(op.most, maxBody))
+	c := &call{r, n, q}
 	if q.Get("network") == "" && len(s.Networks) > 1 {
-		return s.ofAll(rt, h, r)
+		return s.ofAll(rt, op, c)
 	}
-	return h(&call{r, n})
+	return op.do(c)
 }
 
 func (s *Server) network(name string) (*backend.Network, error) {
@@ -276,13 +260,13 @@ func send(w http.ResponseWriter, r *http.Request, code int, typ string, body any
 }
 
 // stream answers with what goes on until the client or the server ends.
-func (s *Server) stream(w http.ResponseWriter, r *http.Request, f stream) {
+func (s *Server) stream(w http.ResponseWriter, r *http.Request, typ string, f stream) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	if ending, ok := ctx.Value(endingKey{}).(context.Context); ok {
 		defer context.AfterFunc(ending, cancel)()
 	}
-	w.Header().Set("Content-Type", eventStream)
+	w.Header().Set("Content-Type", typ)
 	w.Header().Set("Cache-Control", "no-store")
 	http.NewResponseController(w).SetReadDeadline(time.Time{}) // it says no more, and may hang up whenever it likes
 	if r.Method == http.MethodHead {
