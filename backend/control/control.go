@@ -35,6 +35,7 @@
 //	GET    /v1/policy/learn       a policy of what was learnt; POST begins, DELETE ends
 //	GET    /v1/policy/questions   what rules with "ask" ask
 //	POST   /v1/policy/questions/{question}  {"answer":"allow","for":"session"}
+//	POST   /v1/reload             read the daemon's configuration file again: what changed, and what needs a restart
 //	GET    /v1/events             what happened; ?since=ID. With "Accept: text/event-stream" as it happens, too
 //	GET    /metrics               counters and gauges for Prometheus, at /v1/metrics too; of all networks
 //	GET    /v1/debug/pprof/       with Profile: what net/http/pprof has

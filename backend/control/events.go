@@ -35,7 +35,7 @@ type endingKey struct{}
 
 // listEvents answers for all networks that the request means, since they are put in order.
 func (s *Server) listEvents(c *call) (reply, error) {
-	nets := s.Networks
+	nets := s.networks()
 	if c.query.Get("network") != "" {
 		nets = []*backend.Network{c.net}
 	}

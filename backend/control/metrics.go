@@ -114,7 +114,7 @@ func (m *metrics) Describe(chan<- *prometheus.Desc) {}
 func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	s := sink(out)
 	s.gauge(m.build, 1, m.server.Version, runtime.Version())
-	for i, n := range m.server.Networks {
+	for i, n := range m.server.networks() {
 		m.network(s, n, i == 0)
 	}
 }

@@ -16,7 +16,7 @@ import (
 // names are the networks', the first one's first.
 func (s *Server) names() []string {
 	var list []string
-	for _, n := range s.Networks {
+	for _, n := range s.networks() {
 		list = append(list, n.Config().Name)
 	}
 	return list
@@ -33,7 +33,7 @@ func (s *Server) ofAll(rt route, op operation, c *call) (reply, error) {
 	all := []json.RawMessage{}
 	var missing error
 	found := false
-	for _, n := range s.Networks {
+	for _, n := range s.networks() {
 		one := *c
 		one.net = n
 		rep, err := op.do(&one)
@@ -63,7 +63,7 @@ func (s *Server) ofAll(rt route, op operation, c *call) (reply, error) {
 
 func (s *Server) which() error {
 	return problem(http.StatusConflict, "say --network NAME, or network=NAME in the query; there is "+strings.Join(s.names(), ", "),
-		"which network? the daemon has %d", len(s.Networks))
+		"which network? the daemon has %d", len(s.networks()))
 }
 
 // named is a list of objects, as JSON, with the network in each.

@@ -98,7 +98,7 @@ func (s *Server) policyRoutes() []route {
 
 // policy is the network's, unless it is the program's own.
 func (s *Server) policy(c *call) (*policy.Policy, error) {
-	if p := s.Policies[c.net.Config().Name]; p != nil {
+	if p := s.policyOf(c.net.Config().Name); p != nil {
 		return p, nil
 	}
 	return nil, problem(http.StatusNotFound, "it is what the program that made the network says", "network %s has no policy of rules", c.net.Config().Name)

@@ -25,6 +25,7 @@ func (s *Server) routes() []route {
 	return slices.Concat(s.policyRoutes(), limitRoutes(), []route{
 		{path: "/v1/status", on: verbs{
 			"GET": {do: s.status, says: "Shows the daemon and its networks", gives: Status{}, whole: true}}},
+		{path: reloadPath, on: verbs{"POST": {do: s.reload, says: "Reads the daemon's configuration file again, and says what changed and what needs a restart", gives: Reload{}, whole: true}}},
 		{path: "/v1/guests", on: verbs{
 			"GET": {do: listGuests, says: "Lists who is plugged in, oldest first", gives: []backend.GuestInfo{}}}},
 		{path: "/v1/guests/{guest}", id: guestID, on: verbs{
@@ -76,7 +77,7 @@ func ok[T any](list []T) (reply, error) {
 var done = reply{code: http.StatusNoContent}
 
 func (s *Server) status(c *call) (reply, error) {
-	st := Status{Version: s.Version, PID: os.Getpid(), Listen: s.Listen, Networks: []backend.Status{}}
+	st := Status{Version: s.Version, PID: os.Getpid(), Listen: s.listen(), Networks: []backend.Status{}}
 	if st.Listen == nil {
 		st.Listen = []string{}
 	}
@@ -84,7 +85,7 @@ func (s *Server) status(c *call) (reply, error) {
 		box := s.Sandbox()
 		st.Sandbox = &box
 	}
-	for _, n := range s.Networks {
+	for _, n := range s.networks() {
 		if one := n.Status(); c.query.Get("network") == "" || n == c.net {
 			st.Networks = append(st.Networks, one)
 		}

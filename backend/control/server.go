@@ -59,6 +59,10 @@ type Server struct {
 	// Policies are the networks', by their names. A network that has none here has one of the program's own.
 	Policies map[string]*policy.Policy
 
+	// Reload, if not nil, reads the daemon's configuration again. Its errors are best a *Problem: see ReloadProblem.
+	Reload func(context.Context) (Reload, error)
+
+	came      came         // while it runs
 	followers atomic.Int64 // of events
 	changing  sync.Mutex   // held while a policy is changed
 
@@ -212,7 +216,7 @@ func (s *Server) answer(rt route, op operation, w http.ResponseWriter, r *http.R
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, cmp.Or(op.most, maxBody))
 	c := &call{r, n, q}
-	if q.Get("network") == "" && len(s.Networks) > 1 {
+	if q.Get("network") == "" && len(s.networks()) > 1 {
 		return s.ofAll(rt, op, c)
 	}
 	return op.do(c)
@@ -220,7 +224,7 @@ func (s *Server) answer(rt route, op operation, w http.ResponseWriter, r *http.R
 
 func (s *Server) network(name string) (*backend.Network, error) {
 	var names []string
-	for _, n := range s.Networks {
+	for _, n := range s.networks() {
 		own := n.Config().Name
 		if name == "" || own == name {
 			return n, nil
