@@ -13,6 +13,11 @@ import (
 
 // admit lets a conversation in, or says why not. end is called if the table ends it (flows.Table.Open).
 func (n *Network) admit(p *port, q flows.Query, end func(flows.Reason)) (*flows.Flow, flows.Verdict) {
+	if q.Dir == flows.Out {
+		if to := n.translate(q.Dst); to != q.Dst {
+			q.Host = to
+		}
+	}
 	f, v := n.flows.Open(q, end)
 	if f == nil {
 		p.drops[v.Reason].Add(1)

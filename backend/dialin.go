@@ -123,6 +123,9 @@ func (p *port) dialIn(ctx context.Context, proto string, dst, from netip.AddrPor
 		return nil, err
 	}
 	q.Src = d.source()
+	if from.IsValid() && from != q.Src {
+		q.Host = from
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := &flowConn{loop: p.loop, cancel: cancel}

@@ -82,6 +82,7 @@ func (p *port) heard(f *flows.Flow, h flows.Hello) bool {
 	if !w.Allow {
 		if f.State() != flows.Closed {
 			p.drops[w.Reason].Add(1)
+			f.SetVerdict(w) // which rule said so
 			f.Cut(w.Reason)
 		}
 		return false

@@ -258,6 +258,7 @@ func (n *Network) Close() error {
 	n.wg.Wait()
 	n.dns.Close()
 	n.events.close()
+	n.flows.Close()
 	if n.cfg.StateDir != "" {
 		return n.dhcp.Save(n.stateFile())
 	}

@@ -372,6 +372,7 @@ func (m *mapping) refuse(dst netip.AddrPort, x *peer, n int, v flows.Verdict) {
 	switch {
 	case !last:
 		m.port.drop(v.Reason)
+		m.port.net.flows.Refused(m.query(dst), v)
 	case m.flow.State() != flows.Closed: // else it is counted
 		m.port.drops[v.Reason].Add(1)
 		m.flow.End(v.Reason)

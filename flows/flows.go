@@ -134,6 +134,10 @@ type Query struct {
 	Src   netip.AddrPort // who began it
 	Dst   netip.AddrPort // whom it wants; the port is 0 for ICMP
 	Rule  string         // the port forward that it came through, for In
+
+	// Host is the far end as the host knows it, where that is another address than the guest sees: what an alias stands
+	// for, or a port forward's client. It is for people; no policy judges by it.
+	Host netip.AddrPort
 }
 
 // Counter counts one direction of a flow. Both fields may be read at any time.
@@ -164,9 +168,12 @@ type Flow struct {
 	verdict atomic.Pointer[Verdict] // in force
 	first   Verdict                 // the one that opened it
 	said    atomic.Pointer[Hello]
-	reason  Reason  // guarded by table.mu; why it ended
-	elem    lruElem // guarded by table.mu
-	moved   int64   // guarded by table.mu; `last` when its place in the LRU order was last set
+	names   []string      // what the guest's DNS answers called Dst when it began; newest first
+	reason  atomic.Uint32 // why it ended
+	ended   atomic.Int64  // when, as last; 0 before
+	endedAt atomic.Int64  // and in nanoseconds since 1970
+	elem    lruElem       // guarded by table.mu
+	moved   int64         // guarded by table.mu; `last` when its place in the LRU order was last set
 }
 
 // State is where the flow is now.
@@ -184,6 +191,7 @@ func (f *Flow) SetState(s State) {
 			if old == int32(Dialing) {
 				f.table.dialed(f)
 			}
+			f.table.changed(Changed, f)
 			return
 		}
 	}
@@ -193,7 +201,10 @@ func (f *Flow) SetState(s State) {
 func (f *Flow) Verdict() Verdict { return *f.verdict.Load() }
 
 // SetVerdict has another verdict in force: the answer to the one that was pending, or a new policy's.
-func (f *Flow) SetVerdict(v Verdict) { f.verdict.Store(&v) }
+func (f *Flow) SetVerdict(v Verdict) {
+	f.verdict.Store(&v)
+	f.table.changed(Changed, f)
+}
 
 // Said is whom the guest's first bytes named; false if nobody has looked.
 func (f *Flow) Said() (Hello, bool) {
@@ -204,13 +215,45 @@ func (f *Flow) Said() (Hello, bool) {
 }
 
 // SetSaid notes whom the guest's first bytes name.
-func (f *Flow) SetSaid(h Hello) { f.said.Store(&h) }
+func (f *Flow) SetSaid(h Hello) {
+	f.said.Store(&h)
+	f.table.changed(Changed, f)
+}
+
+// Names are what DNS answers that the guest was given called Dst when the conversation began, newest first: guesses, since
+// one address may have many names.
+func (f *Flow) Names() []string { return f.names }
+
+// Age is how long the flow has been, or was.
+func (f *Flow) Age() time.Duration {
+	if end := f.ended.Load(); end != 0 {
+		return time.Duration(end) - f.Opened.Sub(f.table.epoch)
+	}
+	return time.Since(f.Opened)
+}
+
+// stop notes when the flow ended, and why.
+func (f *Flow) stop(r Reason) {
+	now := time.Now()
+	f.reason.Store(uint32(r))
+	f.endedAt.Store(now.UnixNano())
+	f.ended.Store(max(1, int64(now.Sub(f.table.epoch))))
+}
+
+// Reason is why the flow ended; ReasonNone before that.
+func (f *Flow) Reason() Reason { return Reason(f.reason.Load()) }
 
 // Touch says that the flow moved now. It keeps a UDP flow from being the least recently used.
 func (f *Flow) Touch() { f.table.touch(f) }
 
 // Idle is how long ago the flow last moved.
-func (f *Flow) Idle() time.Duration { return f.table.since() - time.Duration(f.last.Load()) }
+func (f *Flow) Idle() time.Duration {
+	now := time.Duration(f.ended.Load())
+	if now == 0 {
+		now = f.table.since()
+	}
+	return now - time.Duration(f.last.Load())
+}
 
 // End takes the flow out of the table. The first reason counts; later calls do nothing.
 func (f *Flow) End(r Reason) { f.table.end(f, r, false) }
@@ -226,24 +269,30 @@ type Snapshot struct {
 	Dir       Direction      `json:"direction"`
 	Src       netip.AddrPort `json:"src"`
 	Dst       netip.AddrPort `json:"dst"`
+	Host      netip.AddrPort `json:"host,omitzero"`         // the far end as the host knows it, if that is another
 	Rule      string         `json:"rule,omitempty"`        // the port forward
 	Policy    string         `json:"policy_rule,omitempty"` // the policy's rule that let it in, or asks
+	Verdict   string         `json:"verdict"`               // allowed, asked (somebody is) or refused
+	Names     []string       `json:"names,omitempty"`       // what the guest's DNS answers called dst, newest first
 	Name      string         `json:"name,omitempty"`        // whom the guest's first bytes named
 	Hello     string         `json:"hello,omitempty"`       // what they were: tls, http, quic, none; empty: nobody looked
 	Waits     string         `json:"waits,omitempty"`       // what it is held for: answer or hello
 	State     string         `json:"state"`
+	Reason    string         `json:"reason,omitempty"` // why it ended, or was refused
 	Opened    time.Time      `json:"opened"`
+	Ended     time.Time      `json:"ended,omitzero"`
 	IdleMS    int64          `json:"idle_ms"`
 	UpBytes   uint64         `json:"up_bytes"`
 	DownBytes uint64         `json:"down_bytes"`
 	UpPkts    uint64         `json:"up_packets"`
 	DownPkts  uint64         `json:"down_packets"`
+	Missed    uint64         `json:"missed,omitempty"` // refused attempts of the guest before this one that are not told
 }
 
 // Snapshot copies the flow's figures.
 func (f *Flow) Snapshot() Snapshot {
 	s := Snapshot{
-		ID: f.ID, Guest: f.Guest, Proto: f.Proto, Dir: f.Dir, Src: f.Src, Dst: f.Dst, Rule: f.Rule,
+		ID: f.ID, Guest: f.Guest, Proto: f.Proto, Dir: f.Dir, Src: f.Src, Dst: f.Dst, Host: f.Host, Rule: f.Rule, Names: f.names,
 		State: f.State().String(), Opened: f.Opened, IdleMS: f.Idle().Milliseconds(),
 		UpBytes: f.Up.Bytes.Load(), DownBytes: f.Down.Bytes.Load(),
 		UpPkts: f.Up.Packets.Load(), DownPkts: f.Down.Packets.Load(),
@@ -256,6 +305,21 @@ func (f *Flow) Snapshot() Snapshot {
 		s.Waits = "answer"
 	} else if v.Inspect != nil && f.Dir == Out && f.State() >= Open {
 		s.Waits = "hello"
+	}
+	r := f.Reason()
+	switch {
+	case r.Refusal():
+		s.Verdict = "refused"
+	case v.Pending != nil:
+		s.Verdict = "asked"
+	case v.Allow:
+		s.Verdict = "allowed"
+	default:
+		s.Verdict = "refused"
+	}
+	if f.ended.Load() != 0 {
+		s.Reason, s.Waits = r.String(), ""
+		s.Ended = time.Unix(0, f.endedAt.Load())
 	}
 	return s
 }

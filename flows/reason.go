@@ -100,6 +100,9 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason-%d", uint8(r))
 }
 
+// Refusal says whether somebody who decides said no, rather than that a conversation ended or could not be had.
+func (r Reason) Refusal() bool { return r >= ReasonPolicy && r <= ReasonFlowRate }
+
 // MarshalText makes a Reason its name in JSON.
 func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 

@@ -19,6 +19,7 @@ type Table struct {
 	states [numProtos][Closed + 1]atomic.Int64
 	waited [2]waits // by Direction
 	opened atomic.Uint64
+	feed   feed
 
 	mu     sync.Mutex
 	limits Limits // the network's
@@ -156,6 +157,7 @@ func (t *Table) Forget(guest string) {
 		u.kept = false
 		t.tidy(guest, u)
 	}
+	t.feed.forget(guest)
 }
 
 // GuestUse is what one guest has of each limit that the table keeps.
@@ -223,6 +225,7 @@ func (t *Table) Open(q Query, onEnd func(Reason)) (*Flow, Verdict) {
 	v := t.Judge(q)
 	if !v.Allow && v.Pending == nil {
 		t.Count(v.Reason)
+		t.Refused(q, v)
 		return nil, v
 	}
 	f := &Flow{ID: t.nextID.Add(1), Query: q, Opened: time.Now(), table: t, onEnd: onEnd, first: v}
@@ -245,6 +248,7 @@ func (t *Table) Open(q Query, onEnd func(Reason)) (*Flow, Verdict) {
 		t.tidy(q.Guest, u)
 		t.mu.Unlock()
 		t.Count(v.Reason)
+		t.Refused(q, v)
 		return nil, v
 	}
 	full := Verdict{Reject: true, Reason: ReasonFlowLimit}
@@ -299,6 +303,7 @@ func (t *Table) Open(q Query, onEnd func(Reason)) (*Flow, Verdict) {
 	t.flows[f.ID] = f
 	t.states[protoIndex(f.Proto)][Dialing].Add(1)
 	t.total.Most = max(t.total.Most, len(t.flows))
+	t.changed(Opened, f)
 	t.mu.Unlock()
 	t.opened.Add(1)
 	for _, o := range out {
@@ -357,8 +362,11 @@ func (t *Table) end(f *Flow, r Reason, tell bool) {
 	t.mu.Lock()
 	gone := t.unlink(f, r)
 	t.mu.Unlock()
-	if tell {
+	switch {
+	case tell:
 		t.tell(gone)
+	case gone != nil:
+		gone.onEnd = nil
 	}
 }
 
@@ -382,10 +390,11 @@ func (t *Table) unlink(f *Flow, r Reason) *Flow {
 		u.ping--
 	}
 	f.elem = lruElem{}
+	f.stop(r)
 	t.states[protoIndex(f.Proto)][f.state.Swap(int32(Closed))].Add(-1)
-	f.reason = r
 	t.tidy(f.Guest, u)
 	t.ends[r].Add(1)
+	t.over(f)
 	return f
 }
 
@@ -395,10 +404,14 @@ func (t *Table) tidy(guest string, u *usage) {
 	}
 }
 
+// tell tells the owner of a flow that unlink returned, and lets go of it: followers may keep the flow for longer.
 func (t *Table) tell(f *Flow) {
-	if f != nil && f.onEnd != nil {
-		f.onEnd(f.reason)
+	if f == nil || f.onEnd == nil {
+		return
 	}
+	end := f.onEnd
+	f.onEnd = nil
+	end(f.Reason())
 }
 
 // EndGuest ends all conversations of a guest and tells their owners.
