@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"syscall"
 
 	"github.com/vmnetd/vmnetd/backend"
@@ -26,18 +27,38 @@ type Client struct {
 	// Network is the one meant, of a daemon with several. Without it lists are of all, and the rest is refused.
 	Network string
 
-	path string
-	http *http.Client
+	// Token opens a daemon's TCP port.
+	Token string
+
+	path  string // of the socket, or tcp:HOST:PORT
+	base  string // of addresses
+	http  *http.Client
+	wrong error // the path cannot be one
 }
 
-// NewClient returns a client of the daemon whose control socket is path. It connects when it is first used.
+// NewClient returns a client of the daemon whose control socket is path, or whose API is at tcp:HOST:PORT, which takes a
+// Token. It connects when it is first used.
 func NewClient(path string) *Client {
-	return &Client{path: path, http: &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	c := &Client{path: path, base: "http://vmnetd"} // the host is never looked up; it only has to be there
+	network, at := "unix", path
+	if tcp, ok := strings.CutPrefix(path, "tcp:"); ok {
+		network, at, c.base = "tcp", tcp, "http://"+tcp
+		host, port, err := net.SplitHostPort(tcp)
+		a, _ := netip.ParseAddr(host)
+		if err != nil || port == "" || !a.IsLoopback() && host != "localhost" {
+			c.wrong = fmt.Errorf("%s: want tcp:127.0.0.1:PORT, tcp:[::1]:PORT or tcp:localhost:PORT: the token would be for all to read on the way to another machine", path)
+		}
+	}
+	c.http = &http.Client{
+		Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, network, at)
+			},
+			DisableCompression: true, // nothing is saved on one machine
 		},
-		DisableCompression: true, // nothing is saved on one machine
-	}}}
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the API has none
+	}
+	return c
 }
 
 // Close lets go of connections that are kept for the next call.
@@ -53,6 +74,8 @@ func (e *NoDaemonError) Error() string {
 	switch {
 	case errors.Is(e.Err, fs.ErrNotExist):
 		return fmt.Sprintf("no daemon at %s: there is no such socket", e.Path)
+	case strings.HasPrefix(e.Path, "tcp:"):
+		return fmt.Sprintf("no daemon at %s: %v", e.Path, e.Err)
 	case errors.Is(e.Err, syscall.ECONNREFUSED):
 		return fmt.Sprintf("no daemon at %s: the socket is left over from one that has gone", e.Path)
 	case errors.Is(e.Err, fs.ErrPermission):
@@ -95,12 +118,18 @@ func (c *Client) send(ctx context.Context, method, path string, q url.Values, in
 		}
 		body = bytes.NewReader(b)
 	}
-	// The host is never looked up; it only has to be there.
-	req, err := http.NewRequestWithContext(ctx, method, "http://vmnetd/v1/"+path, body)
+	if c.wrong != nil {
+		return nil, c.wrong
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+"/v1/"+path, body)
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Accept", accept)
+	req.Header.Set("User-Agent", "vmnetd")
+	if c.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.Token)
+	}
 	req.URL.RawQuery = q.Encode()
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")

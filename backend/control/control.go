@@ -98,11 +98,12 @@ type Forward struct {
 
 // Problem is an error as the API sends it and as the client returns it (RFC 9457).
 type Problem struct {
-	Type   string `json:"type,omitempty"` // absent: "about:blank", the title says it all
-	Title  string `json:"title"`          // the status code in words
-	Status int    `json:"status"`         // the HTTP status code
-	Detail string `json:"detail"`         // what is wrong, and where
-	Hint   string `json:"hint,omitempty"` // what would be right
+	Type     string `json:"type"`               // "about:blank": the title says it all
+	Title    string `json:"title"`              // the status code in words
+	Status   int    `json:"status"`             // the HTTP status code
+	Detail   string `json:"detail"`             // what is wrong, and where
+	Hint     string `json:"hint,omitempty"`     // what would be right
+	Instance string `json:"instance,omitempty"` // the path that was asked for
 }
 
 func (p *Problem) Error() string {
@@ -113,5 +114,5 @@ func (p *Problem) Error() string {
 }
 
 func problem(status int, hint, format string, args ...any) *Problem {
-	return &Problem{Title: http.StatusText(status), Status: status, Detail: fmt.Sprintf(format, args...), Hint: hint}
+	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: fmt.Sprintf(format, args...), Hint: hint}
 }

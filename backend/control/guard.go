@@ -24,14 +24,18 @@ import (
 //
 // What comes through has neither the token nor the cookie any more. next is not asked about /login.
 func Guard(next http.Handler, token string, at net.Addr) http.Handler {
-	_, port, _ := net.SplitHostPort(at.String())
-	g := &guard{next: next, token: token, port: port, cookie: "vmnetd-" + port, session: rand.Text()}
-	return http.HandlerFunc(g.serve)
+	return http.HandlerFunc(newGuard(next, token, at).serve)
 }
 
 type guard struct {
 	next                         http.Handler
 	token, port, cookie, session string
+	refused                      func(*http.Request, *Problem) // hears of it, unless nil
+}
+
+func newGuard(next http.Handler, token string, at net.Addr) *guard {
+	_, port, _ := net.SplitHostPort(at.String())
+	return &guard{next: next, token: token, port: port, cookie: "vmnetd-" + port, session: rand.Text()}
 }
 
 // loginPath sets the cookie.
@@ -40,8 +44,12 @@ const loginPath = "/login"
 func (g *guard) serve(w http.ResponseWriter, r *http.Request) {
 	r, p := g.admit(w, r)
 	if p != nil {
+		p.Instance = instance(r)
 		if p.Status == http.StatusUnauthorized {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="vmnetd"`) // RFC 6750 §3
+		}
+		if g.refused != nil {
+			g.refused(r, p)
 		}
 		// Who is nobody keeps no connection, and is not read from any further.
 		w.Header().Set("Connection", "close")

@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"reflect"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -72,35 +74,42 @@ type Server struct {
 // Serve answers on l until ctx is done, when it gives requests under way a second (they wait for nothing but
 // memory), or until l fails. It closes l and returns when its goroutines have ended; nil after ctx.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
+	spare := &spareListener{Listener: l}
+	return s.serveOn(ctx, spare, s.handler(), spare.refill, peerOf)
+}
+
+// serveOn answers on l. gone is called when a connection has ended, who tells whose one is.
+func (s *Server) serveOn(ctx context.Context, l net.Listener, handler http.Handler, gone func(), who func(net.Conn) peer) error {
 	// What the handlers' contexts derive from is cancelled last, so that nobody's request is cut for politeness.
 	base, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), endingKey{}, ctx))
 	defer cancel()
 	var conns sync.WaitGroup
-	listener := &spareListener{Listener: l}
 	h := &http.Server{
-		Handler:           s.handler(),
+		Handler:           handler,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       bodyTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(guestlog.New(s.log().Handler()), slog.LevelWarn), // a handler that panics, above all; no descriptors
-		BaseContext:       func(net.Listener) context.Context { return base },
+		// OPTIONS * has nothing to tell, and is answered as a path that there is not.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(guestlog.New(s.log().Handler()), slog.LevelWarn), // no descriptors, above all
+		BaseContext:                  func(net.Listener) context.Context { return base },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, peerKey{}, peerOf(c))
+			return context.WithValue(ctx, peerKey{}, who(c))
 		},
 		ConnState: func(c net.Conn, st http.ConnState) {
 			switch st {
 			case http.StateNew:
 				conns.Add(1)
 			case http.StateClosed, http.StateHijacked:
-				listener.refill()
+				gone()
 				conns.Done()
 			}
 		},
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- h.Serve(listener) }()
+	go func() { failed <- h.Serve(l) }()
 	select {
 	case err := <-failed:
 		h.Close()
@@ -140,8 +149,22 @@ type reply struct {
 
 type handler func(*call) (reply, error)
 
-// handler is the whole API.
+// handler is the API for those whose socket says who they are.
 func (s *Server) handler() http.Handler {
+	api := s.api()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p, _ := r.Context().Value(peerKey{}).(peer)
+		if allowed := s.allowed; allowed == nil && !p.ours() || allowed != nil && !allowed(p) {
+			s.log().Warn("control: refused", "peer", p.String())
+			s.fail(w, r, problem(http.StatusForbidden, "run it as that user, or as root", "this daemon belongs to uid %d", os.Geteuid()))
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
+}
+
+// api is the whole of it, for whoever may come in.
+func (s *Server) api() http.Handler {
 	mux := http.NewServeMux()
 	var known []string
 	for _, r := range s.routes() {
@@ -152,19 +175,62 @@ func (s *Server) handler() http.Handler {
 	s.metrics(mux)
 	known = append(known, metricsPaths[0])
 	hint := "there is " + strings.Join(known, ", ")
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	none := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, problem(http.StatusNotFound, hint, "no such path: %s", short(r.URL.Path)))
 	})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p, _ := r.Context().Value(peerKey{}).(peer)
-		if allowed := s.allowed; allowed == nil && !p.ours() || allowed != nil && !allowed(p) {
-			s.log().Warn("control: refused", "peer", p.String())
-			s.fail(w, r, problem(http.StatusForbidden, "run it as that user, or as root", "this daemon belongs to uid %d", os.Geteuid()))
+	return s.recovering(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// ServeMux answers itself what has another form, with a redirect in HTML: a doubled slash, a dot, CONNECT.
+		if h, pattern := mux.Handler(r); pattern == "" || r.Method == http.MethodConnect || redirects(h) {
+			none(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
+	}))
+}
+
+// redirects says whether a handler is one of net/http's that lead elsewhere.
+func redirects(h http.Handler) bool { return reflect.TypeOf(h) == redirectType }
+
+var redirectType = reflect.TypeOf(http.RedirectHandler("/", http.StatusMovedPermanently))
+
+// recovering answers for a handler that panicked, and has the log tell: a fault of ours is one request's, not the daemon's.
+func (s *Server) recovering(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := &begun{ResponseWriter: w}
+		defer func() {
+			x := recover()
+			if x == nil {
+				return
+			}
+			s.log().Error("control: panic", "method", r.Method, "path", short(r.URL.Path), "panic", x, "stack", string(debug.Stack()))
+			if out.done { // half an answer cannot become another one
+				panic(http.ErrAbortHandler)
+			}
+			clear(w.Header())
+			s.fail(w, r, problem(http.StatusInternalServerError, "it is a fault of the daemon's, and its log has more to report", "%s %s failed inside the daemon", r.Method, short(r.URL.Path)))
+		}()
+		h.ServeHTTP(out, r)
 	})
 }
+
+// begun knows whether an answer has begun.
+type begun struct {
+	http.ResponseWriter
+	done bool
+}
+
+func (b *begun) WriteHeader(code int) {
+	b.done = true
+	b.ResponseWriter.WriteHeader(code)
+}
+
+func (b *begun) Write(p []byte) (int, error) {
+	b.done = true
+	return b.ResponseWriter.Write(p)
+}
+
+// Unwrap is for http.ResponseController.
+func (b *begun) Unwrap() http.ResponseWriter { return b.ResponseWriter }
 
 func (s *Server) serve(rt route) http.Handler {
 	allow := strings.Join(rt.allow(), ", ")
@@ -236,7 +302,10 @@ func (s *Server) network(name string) (*backend.Network, error) {
 
 func (s *Server) logChange(r *http.Request, rep reply, err error) {
 	p, _ := r.Context().Value(peerKey{}).(peer)
-	args := []any{"method", r.Method, "path", short(r.URL.RequestURI()), "peer", p.String()}
+	args := []any{"method", r.Method, "path", short(r.URL.RequestURI()), "peer", p.String(), "agent", short(r.UserAgent())}
+	if by, ok := r.Context().Value(guardKey{}).(string); ok {
+		args = append(args, "by", by)
+	}
 	if err != nil {
 		s.log().Info("control: change refused", append(args, "error", short(err.Error()))...)
 		return
@@ -251,7 +320,15 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		p = problem(http.StatusInternalServerError, "the daemon's log may say more", "%v", err)
 		s.log().Error("control: failed", "method", r.Method, "path", short(r.URL.Path), "error", err)
 	}
-	send(w, r, p.Status, "application/problem+json", p)
+	said := *p
+	said.Instance = instance(r)
+	send(w, r, p.Status, "application/problem+json", &said)
+}
+
+// instance names a request in a problem.
+func instance(r *http.Request) string {
+	u := url.URL{Path: short(r.URL.Path)}
+	return u.EscapedPath()
 }
 
 func send(w http.ResponseWriter, r *http.Request, code int, typ string, body any) {
