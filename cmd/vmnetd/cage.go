@@ -162,7 +162,10 @@ func (d *daemon) cagePlan(child int) (cage.Plan, error) {
 			p.Capabilities = append(p.Capabilities, "cap_net_admin") // leases are renewed, over netlink sockets that are open
 		}
 	}
-	if d.control != "" {
+	if pid := d.service.pidFolder(); pid != "" { // it goes at the end
+		p.Sockets = append(p.Sockets, pid)
+	}
+	if d.control != "" && !d.handedControl {
 		p.Sockets = append(p.Sockets, filepath.Dir(d.control))
 	}
 	for _, dir := range d.dirs { // they go at the end

@@ -112,7 +112,10 @@ func (d *daemon) sweeper() (*sweeper, error) {
 			s.look(path, true)
 		}
 	}
-	s.look(d.control, false)
+	if !d.handedControl {
+		s.look(d.control, false)
+	}
+	s.own(d.service)
 	for _, n := range d.nets {
 		for _, f := range n.Forwards().List() {
 			if f.Rule.Proto == portforward.Unix {

@@ -29,6 +29,7 @@ var didYouMean = config.DidYouMean
 type serveFlags struct {
 	n        networkFlags
 	box      cageFlags
+	sv       serviceFlags
 	addrs    []*[]string
 	networks *[]string
 	control  string
@@ -39,6 +40,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	f.n.add(fs, slog.LevelInfo)
 	f.box.add(fs)
 	f.box.addUser(fs)
+	f.sv.add(fs)
 	f.addrs = addDoorFlags(fs.StringArray)
 	f.networks = fs.StringArray("network", nil, networkUsage)
 	fs.StringVar(&f.control, "control", "", "`PATH` of the control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")

@@ -17,6 +17,7 @@ func TestConfigKeys(t *testing.T) {
 	f.add(fs)
 	known := map[string]bool{
 		"network": true, "config": true, // the file's own form
+		"ready-fd": true, "pid-file": true, // whoever starts a daemon says them, each time anew
 		"restrict": true, // policy: {preset: restrict}
 	}
 	var look func(reflect.Type)

@@ -124,12 +124,14 @@ type door struct {
 	remove  func()       // takes the socket file away; never nil
 	stdio   bool         // it has standard output, where nothing else may be printed
 	note    string       // what the user should know
+	bound   string       // where a descriptor of systemd's is bound, as addr would have it; the file there is not ours
 	log     *slog.Logger // of what guests cause: whoever reaches a door can try what is wrong in a loop
 
 	// Of the network, once there is one:
 	mtu    int           // of the cards that lines has; 0: their own
 	told   int           // the MTU of guests whose framing has a limit or a word for it; 0: 1500
 	came   func()        // is told of each guest
+	gone   func()        // and of its end
 	places chan struct{} // one for each guest that may be there; shared by the daemon's doors
 }
 
@@ -163,7 +165,17 @@ func whole(l link.Link, peer string) *caller {
 	return &caller{peer, func() (link.Link, error) { return l, nil }, func() { l.Close() }}
 }
 
-func (d *door) String() string { return d.framing.name + " " + d.addr }
+func (d *door) String() string { return d.framing.name + " " + d.shown().addr }
+
+// shown is the door for people: where others find it.
+func (d *door) shown() *door {
+	if d.bound == "" {
+		return d
+	}
+	s := *d
+	s.addr = d.bound
+	return &s
+}
 
 // parse says what an address names, and in which of the framing's forms.
 func (f *framing) parse(addr string) (address, form, error) {
@@ -225,6 +237,9 @@ func (d *door) plug(wires context.Context, n *backend.Network, g *caller) {
 	defer procs.add(-1)
 	if d.came != nil {
 		d.came()
+	}
+	if d.gone != nil {
+		defer d.gone()
 	}
 	defer g.close()
 	defer context.AfterFunc(wires, g.close)()

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +32,7 @@ type networkFlags struct {
 	profile   bool
 	logLevel  slog.Level
 	logFormat string
+	journal   bool // the log goes to systemd's
 }
 
 // aliases are QEMU's names for the same things, so that a `-netdev user` line can be typed over.
@@ -78,16 +80,25 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 }
 
 // openLog is where log lines go that do not wait for w.
-func (n *networkFlags) openLog(w io.Writer) *logSink { return newLogSink(w, n.handler) }
+func (n *networkFlags) openLog(w io.Writer) *logSink {
+	n.journal = w == os.Stderr && toJournal()
+	return newLogSink(w, n.handler)
+}
 
 func (n *networkFlags) handler(w io.Writer) slog.Handler { return n.handlerFrom(w, n.logLevel) }
 
 func (n *networkFlags) handlerFrom(w io.Writer, level slog.Level) slog.Handler {
 	opts := &slog.HandlerOptions{Level: level}
-	if n.logFormat == "json" {
-		return slog.NewJSONHandler(w, opts)
+	format := func(w io.Writer) slog.Handler {
+		if n.logFormat == "json" {
+			return slog.NewJSONHandler(w, opts)
+		}
+		return slog.NewTextHandler(w, opts)
 	}
-	return slog.NewTextHandler(w, opts)
+	if n.journal {
+		return newJournalHandler(w, format)
+	}
+	return format(w)
 }
 
 // config is what the flags make. Its errors are usage errors.

@@ -80,7 +80,13 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		Args: args(cobra.NoArgs),
 	}
 	f.add(c.Flags())
-	c.RunE = func(c *cobra.Command, _ []string) error {
+	c.RunE = func(c *cobra.Command, _ []string) (err error) {
+		// Descriptors first: what we open ourselves must not be taken for one that we were handed.
+		sv, err := f.sv.begin(true)
+		if err != nil {
+			return err
+		}
+		defer func() { sv.end(err) }()
 		if err := f.read(c.Flags()); err != nil {
 			return err
 		}
@@ -95,7 +101,7 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		if err != nil {
 			return err
 		}
-		d := &daemon{log: cfg.Logger, profile: n.profile, policy: n.chosen, more: plans, cage: confinement{cageFlags: f.box, drops: true}}
+		d := &daemon{log: cfg.Logger, profile: n.profile, policy: n.chosen, more: plans, cage: confinement{cageFlags: f.box, drops: true}, service: sv}
 		for i, framing := range framings {
 			for _, a := range *addrs[i] {
 				if err := checkNetwork(a, append([]plan{{cfg: cfg, rules: rules}}, plans...)); err != nil {
@@ -104,20 +110,30 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 			}
 		}
 		defer d.stop(0)
-		// Descriptors first: what we open ourselves must not be taken for one that we were handed. Then the control
-		// socket: to find another daemon there disturbs nobody, at a door it would be a guest that comes and goes.
+		// Descriptors first, as above. Then the control socket: to find another daemon there disturbs nobody, at a door it
+		// would be a guest that comes and goes.
 		if err := d.openDoors(addrs, handed); err != nil {
 			return err
 		}
-		if ctl == "" && os.Getenv(controlEnv) == "" {
-			dir, err := makeRuntimeDir()
-			if err != nil {
+		if err := d.activate(handedSockets(), addrs, append([]plan{{cfg: cfg, rules: rules}}, plans...)); err != nil {
+			return err
+		}
+		sv.connect(d.log)
+		switch {
+		case d.handedControl && ctl != "":
+			return usagef("--control %s: systemd has handed over another control socket, %s: leave one of them out", ctl, d.control)
+		case d.handedControl:
+		default:
+			if ctl == "" && os.Getenv(controlEnv) == "" {
+				dir, err := makeRuntimeDir()
+				if err != nil {
+					return err
+				}
+				d.dirs = append(d.dirs, dir)
+			}
+			if err := d.listen(controlPath(ctl)); err != nil {
 				return err
 			}
-			d.dirs = append(d.dirs, dir)
-		}
-		if err := d.listen(controlPath(ctl)); err != nil {
-			return err
 		}
 		if err := d.openDoors(addrs, func(a string) bool { return !handed(a) }); err != nil {
 			return err
@@ -138,6 +154,9 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 			return err
 		}
 		d.tell(c)
+		if err := sv.up(d); err != nil {
+			return err
+		}
 		select {
 		case s := <-signals:
 			d.log.Info("ending", "signal", s)
@@ -186,6 +205,8 @@ type daemon struct {
 	control       string // its path
 	removeControl func()
 	cage          confinement
+	handedControl bool               // it is systemd's
+	service       *service           // for who supervises us; nil: nobody
 	bound         []portforward.Rule // the first network's
 
 	failed chan error    // what went wrong while running
@@ -283,6 +304,9 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 			d.log.Warn(door.note, "door", door.String())
 		}
 	}
+	if err := d.service.opened(d); err != nil {
+		return err
+	}
 	if !d.cage.late { // everything is open, and nobody has been let in yet
 		if err := d.shutIn(0); err != nil {
 			return err
@@ -301,7 +325,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 	})
 	places := make(chan struct{}, maxGuests())
 	for _, door := range d.doors {
-		door.places, door.came = places, d.forgetting.guestCame
+		door.places, door.came, door.gone = places, d.guestCame, d.service.touch
 		d.running.Go(func() {
 			if err := door.serve(doors, wires, d.network(door.network)); err != nil {
 				d.failed <- err
@@ -320,6 +344,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 // start that failed half way.
 func (d *daemon) stop(patience time.Duration) {
 	d.once.Do(func() {
+		d.service.ending()
 		for _, door := range d.doors {
 			if door.only != nil && d.endWires == nil {
 				door.only.close()
@@ -367,6 +392,7 @@ func (d *daemon) removeFiles() {
 	if d.removeControl != nil {
 		d.removeControl()
 	}
+	d.service.remove()
 	for _, dir := range slices.Backward(d.dirs) {
 		os.Remove(dir) // does nothing to one that is not empty
 	}
@@ -394,7 +420,7 @@ func (d *daemon) tell(c *cobra.Command) {
 			if door.network != "" && len(d.nets) > 1 {
 				fmt.Fprintf(out, "network %s: ", door.network)
 			}
-			fmt.Fprint(out, door.framing.lines(door))
+			fmt.Fprint(out, door.framing.lines(door.shown()))
 		}
 	}
 	flag := ""

@@ -46,6 +46,16 @@ func (s *sweepings) look(path string, door bool) {
 	}
 }
 
+// own adds the pid file.
+func (s *sweepings) own(sv *service) {
+	if sv == nil || sv.pid == nil {
+		return
+	}
+	if st, ok := sv.pid.mine.Sys().(*syscall.Stat_t); ok {
+		s.Files = append(s.Files, sweeping{sv.pid.path, false, uint64(st.Dev), st.Ino})
+	}
+}
+
 // sweeper is one that waits.
 type sweeper struct {
 	words io.WriteCloser
