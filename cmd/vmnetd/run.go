@@ -24,6 +24,7 @@ func runCommand() *cobra.Command {
 	var n networkFlags
 	var ns spaceFlags
 	var box cageFlags
+	var sf serviceFlags
 	var ctl, logFile, mac string
 	c := &cobra.Command{
 		Use:   "run [-p RULE]... [flags] -- COMMAND [ARGUMENT]...",
@@ -70,12 +71,18 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 	n.add(c.Flags(), slog.LevelWarn)
 	ns.add(c.Flags())
 	box.add(c.Flags())
+	sf.add(c.Flags())
 	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default in a private folder)")
 	c.Flags().StringVar(&logFile, "log-file", "", "`FILE` that the log is appended to (default stderr)")
 	c.Flags().StringVar(&mac, "mac", "", "`MAC` of the card that is added")
 	c.Flags().SetInterspersed(false) // flags behind the command's name are the command's
-	c.RunE = func(c *cobra.Command, a []string) error {
+	c.RunE = func(c *cobra.Command, a []string) (err error) {
 		fd := freeDescriptor() // before we open any
+		sv, err := sf.begin(false)
+		if err != nil {
+			return err
+		}
+		defer func() { sv.end(err) }()
 		var log io.Writer = os.Stderr
 		if logFile != "" {
 			f, err := os.OpenFile(logFile, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
@@ -151,7 +158,7 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 			return err
 		}
 		return run(cfg.Logger, program, append([]string{a[0]}, argv...), fd, by, func(d *daemon) error {
-			d.profile, d.policy = n.profile, n.chosen
+			d.profile, d.policy, d.service = n.profile, n.chosen, sv
 			d.cage = confinement{cageFlags: box, late: true}
 			if ctl == "" || ns.on {
 				dir, err := makeRuntimeDir()
@@ -267,7 +274,11 @@ func run(log *slog.Logger, program string, argv []string, fd int, w *way, start 
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), controlEnv+"="+d.control)
 	for n := 3; n < fd; n++ { // what others have handed to us for the command keeps its number
-		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(n), "inherited"))
+		var f *os.File // --ready-fd is for us
+		if inheritable(n) {
+			f = os.NewFile(uintptr(n), "inherited")
+		}
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
 	dieWithUs(cmd)
 	if err := w.prepare(cmd); err != nil {
@@ -293,6 +304,9 @@ func run(log *slog.Logger, program string, argv []string, fd int, w *way, start 
 	err := w.started(d, cmd.Process.Pid)
 	if err == nil {
 		err = d.shutIn(cmd.Process.Pid)
+	}
+	if err == nil {
+		err = d.service.up(d)
 	}
 	if err != nil {
 		cmd.Process.Kill()
