@@ -269,7 +269,7 @@ func (d *feed) leave() {
 // but memory until Close.
 type Follower struct {
 	table *Table
-	at    uint64
+	at    uint64 // under feed.mu, but to who takes
 	buf   [atOnce]Change
 	over  bool
 }
@@ -279,24 +279,41 @@ type Follower struct {
 // and it looks at Table.All anew. Who can do with less than all at once waits a little between calls and gets more.
 // After the last change of a table that was closed the error is [ErrClosed].
 func (f *Follower) Next(ctx context.Context) (list []Change, missed uint64, err error) {
+	if err := f.Wait(ctx); err != nil {
+		return nil, 0, err
+	}
+	list, missed = f.Take()
+	return list, missed, nil
+}
+
+// Wait waits until Take has something. Another goroutine than that which takes may wait.
+func (f *Follower) Wait(ctx context.Context) error {
+	d := &f.table.feed
 	for {
-		list, missed, more := f.take()
-		if len(list) > 0 || missed > 0 {
-			return list, missed, nil
+		d.mu.Lock()
+		if f.at < d.n {
+			d.mu.Unlock()
+			return nil
 		}
-		if more == nil {
-			return nil, 0, ErrClosed
+		if d.closed {
+			d.mu.Unlock()
+			return ErrClosed
 		}
+		if d.more == nil {
+			d.more = make(chan struct{})
+		}
+		more := d.more
+		d.mu.Unlock()
 		select {
 		case <-more:
 		case <-ctx.Done():
-			return nil, 0, ctx.Err()
+			return ctx.Err()
 		}
 	}
 }
 
-// take returns what there is, or what to wait for.
-func (f *Follower) take() (list []Change, missed uint64, more <-chan struct{}) {
+// Take is Next without waiting: nothing, if nothing has changed.
+func (f *Follower) Take() (list []Change, missed uint64) {
 	d := &f.table.feed
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -310,13 +327,7 @@ func (f *Follower) take() (list []Change, missed uint64, more <-chan struct{}) {
 		f.at++
 	}
 	clear(f.buf[n:]) // what has ended is not kept for it
-	if n == 0 && missed == 0 && !d.closed {
-		if d.more == nil {
-			d.more = make(chan struct{})
-		}
-		more = d.more
-	}
-	return f.buf[:n], missed, more
+	return f.buf[:n], missed
 }
 
 // At is the place behind the last change that Next returned, for FollowFrom.

@@ -15,8 +15,8 @@ import (
 // told is what a follower hears next, as words.
 func told(t *testing.T, f *Follower) (words []string, missed uint64) {
 	t.Helper()
-	list, missed, more := f.take()
-	if len(list) == 0 && missed == 0 && more == nil {
+	list, missed := f.Take()
+	if d := &f.table.feed; len(list) == 0 && missed == 0 && d.closed {
 		return []string{"closed"}, 0
 	}
 	for _, c := range list {
@@ -193,8 +193,8 @@ func TestRefusedIsBounded(t *testing.T) {
 		defer f.Close()
 		count := func() (n int, missed uint64) {
 			for {
-				list, _, more := f.take()
-				if more != nil {
+				list, _ := f.Take()
+				if len(list) == 0 {
 					return n, missed
 				}
 				for _, c := range list {

@@ -24,7 +24,7 @@ func (s *Server) names() []string {
 
 // ofAll answers a request that names no network, of several.
 func (s *Server) ofAll(rt route, op operation, c *call) (reply, error) {
-	if op.whole {
+	if op.whole || op.streams != nil && follows(c.Header.Get("Accept")) {
 		return op.do(c)
 	}
 	if strings.Contains(rt.path, "{") || c.Method != http.MethodGet && c.Method != http.MethodHead {

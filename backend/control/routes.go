@@ -12,7 +12,6 @@ import (
 	"unicode"
 
 	"github.com/vmnetd/vmnetd/backend"
-	"github.com/vmnetd/vmnetd/flows"
 	"github.com/vmnetd/vmnetd/portforward"
 )
 
@@ -22,7 +21,7 @@ var (
 )
 
 func (s *Server) routes() []route {
-	return slices.Concat(s.policyRoutes(), limitRoutes(), []route{
+	return slices.Concat(s.policyRoutes(), limitRoutes(), s.flowRoutes(), []route{
 		{path: "/v1/status", on: verbs{
 			"GET": {do: s.status, says: "Shows the daemon and its networks", gives: Status{}, whole: true}}},
 		{path: reloadPath, on: verbs{"POST": {do: s.reload, says: "Reads the daemon's configuration file again, and says what changed and what needs a restart", gives: Reload{}, whole: true}}},
@@ -31,11 +30,6 @@ func (s *Server) routes() []route {
 		{path: "/v1/guests/{guest}", id: guestID, on: verbs{
 			"GET":    {do: getGuest, says: "Shows a guest", gives: backend.GuestInfo{}},
 			"DELETE": {do: kickGuest, says: "Ends a guest's wire; one that reconnects comes back"}}},
-		{path: "/v1/flows", on: verbs{
-			"GET": {do: listFlows, says: "Lists conversations, oldest first", gives: []flows.Snapshot{}, query: []param{guestParam,
-				{name: "proto", says: "only of this protocol", one: []string{"tcp", "udp", "icmp", "icmp6"}},
-				{name: "state", says: "only in this state", one: []string{"dialing", "open", "closing"}},
-				{name: "direction", says: "only those begun by guests (out), or from outside (in)", one: []string{"in", "out"}}}}}},
 		{path: "/v1/forwards", on: verbs{
 			"GET":  {do: listForwards, says: "Lists port forwards, with their counters", gives: []portforward.Status{}},
 			"POST": {do: addForward, says: "Adds port forwards, all that a text names or none", takes: ForwardRequest{}, gives: []Forward{}, code: http.StatusCreated}}},
@@ -146,23 +140,6 @@ func kickGuest(c *call) (reply, error) {
 		return reply{}, problem(http.StatusNotFound, "it may just have gone", "%v", err)
 	}
 	return done, nil
-}
-
-func listFlows(c *call) (reply, error) {
-	q := c.query
-	guest := q.Get("guest")
-	if guest != "" {
-		g, err := c.guest(guest)
-		if err != nil {
-			return reply{}, err
-		}
-		guest = g.ID
-	}
-	is := func(key, have string) bool { return !q.Has(key) || q.Get(key) == have }
-	return ok(slices.DeleteFunc(c.net.Flows().List(), func(f flows.Snapshot) bool {
-		return guest != "" && f.Guest != guest || !is("proto", f.Proto.String()) ||
-			!is("state", f.State) || !is("direction", f.Dir.String())
-	}))
 }
 
 func listForwards(c *call) (reply, error) { return ok(c.net.Forwards().List()) }

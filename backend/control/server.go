@@ -64,9 +64,10 @@ type Server struct {
 	// Reload, if not nil, reads the daemon's configuration again. Its errors are best a *Problem: see ReloadProblem.
 	Reload func(context.Context) (Reload, error)
 
-	came      came         // while it runs
-	followers atomic.Int64 // of events
-	changing  sync.Mutex   // held while a policy is changed
+	came          came         // while it runs
+	followers     atomic.Int64 // of events
+	flowFollowers atomic.Int64
+	changing      sync.Mutex // held while a policy is changed
 
 	allowed func(peer) bool // nil: own uid and root. Tests put themselves outside.
 }
