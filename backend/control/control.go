@@ -62,7 +62,8 @@ import (
 type Status struct {
 	Version  string           `json:"version"`
 	PID      int              `json:"pid"`
-	Listen   []string         `json:"listen"` // where guests plug in: "qemu unix:/run/…"
+	Listen   []string         `json:"listen"`        // where guests plug in: "qemu unix:/run/…"
+	API      []string         `json:"api,omitempty"` // where it answers: "unix:/run/…", "tcp:127.0.0.1:8080, token in /run/…"
 	Networks []backend.Status `json:"networks"`
 	Sandbox  *Sandbox         `json:"sandbox,omitempty"`
 }

@@ -71,7 +71,7 @@ func ok[T any](list []T) (reply, error) {
 var done = reply{code: http.StatusNoContent}
 
 func (s *Server) status(c *call) (reply, error) {
-	st := Status{Version: s.Version, PID: os.Getpid(), Listen: s.listen(), Networks: []backend.Status{}}
+	st := Status{Version: s.Version, PID: os.Getpid(), API: s.API, Listen: s.listen(), Networks: []backend.Status{}}
 	if st.Listen == nil {
 		st.Listen = []string{}
 	}

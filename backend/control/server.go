@@ -51,6 +51,8 @@ type Server struct {
 	Version string
 	// Listen are the places where guests plug in, for Status.
 	Listen []string
+	// API are the places where it is answered, for Status.
+	API []string
 	// Logger hears who changed what. Default slog.Default.
 	Logger *slog.Logger
 	// Sandbox says which walls stand around the daemon, for Status. nil: it does not tell.

@@ -34,7 +34,7 @@ func (s *Server) ServeTCP(ctx context.Context, l *net.TCPListener, token, name s
 	g := newGuard(s.api(), token, l.Addr())
 	g.refused = func(r *http.Request, p *Problem) {
 		from, _ := r.Context().Value(peerKey{}).(peer)
-		quiet.Warn("control: refused", "peer", from.String(), "status", p.Status, "error", p.Detail)
+		quiet.Warn("control: refused", "peer", from.tcp, "status", p.Status, "error", p.Detail)
 	}
 	places := make(chan struct{}, maxTCP)
 	who := func(c net.Conn) peer { return peer{tcp: c.RemoteAddr().String(), token: name} }

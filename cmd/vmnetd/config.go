@@ -29,6 +29,7 @@ var didYouMean = config.DidYouMean
 type serveFlags struct {
 	n        networkFlags
 	box      cageFlags
+	api      apiFlags
 	sv       serviceFlags
 	addrs    []*[]string
 	networks *[]string
@@ -40,6 +41,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	f.n.add(fs, slog.LevelInfo)
 	f.box.add(fs)
 	f.box.addUser(fs)
+	f.api.add(fs)
 	f.sv.add(fs)
 	f.addrs = addDoorFlags(fs.StringArray)
 	f.networks = fs.StringArray("network", nil, networkUsage)

@@ -44,17 +44,20 @@ func (in *inspector) lasting(use, short string, check cobra.PositionalArgs, do a
 	cmd := &cobra.Command{Use: use, Short: short, Args: args(check)}
 	cmd.RunE = func(_ *cobra.Command, a []string) error {
 		ctx := context.Background()
-		c := control.NewClient(controlPath(in.control))
+		c, err := newClient(in.control)
+		if err != nil {
+			return err
+		}
 		defer c.Close()
 		c.Network = in.network
-		err := do(ctx, c, a)
+		err = do(ctx, c, a)
 		var none *control.NoDaemonError
 		if errors.As(err, &none) {
 			err = hintError{err, in.noDaemon()}
 		}
 		return err
 	}
-	cmd.Flags().StringVar(&in.control, "control", "", "`PATH` of the daemon's control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
+	cmd.Flags().StringVar(&in.control, "control", "", "`PATH` of the daemon's control socket, or tcp:HOST:PORT of its --api (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
 	cmd.Flags().StringVar(&in.network, "network", "", "`NAME` of the network, where the daemon has several (default all, for what is only shown)")
 	in.format.flag(cmd)
 	cmd.Flags().BoolVar(&in.noHeaders, "no-headers", false, "tables without their first line")

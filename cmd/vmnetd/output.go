@@ -212,6 +212,9 @@ func writeStatus(w io.Writer, st control.Status) {
 	for _, l := range st.Listen {
 		row(w, "guests at", l)
 	}
+	for _, l := range st.API {
+		row(w, "API at", l)
+	}
 	if st.Sandbox != nil {
 		row(w, "sandbox", st.Sandbox.Walls)
 		for _, m := range st.Sandbox.Missing {

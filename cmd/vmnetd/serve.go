@@ -135,6 +135,9 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 				return err
 			}
 		}
+		if err := d.openAPI(&f.api); err != nil {
+			return err
+		}
 		if err := d.openDoors(addrs, func(a string) bool { return !handed(a) }); err != nil {
 			return err
 		}
@@ -203,6 +206,7 @@ type daemon struct {
 
 	controlAt     *net.UnixListener
 	control       string // its path
+	api           []*apiPort
 	removeControl func()
 	cage          confinement
 	handedControl bool               // it is systemd's
@@ -239,6 +243,9 @@ func (d *daemon) open(f *framing, addr string) error {
 
 // listen opens the control socket.
 func (d *daemon) listen(path string) error {
+	if strings.HasPrefix(path, "tcp:") {
+		return usagef("control socket %s: the daemon's is a file; over TCP the API is --api %[1]s, beside it", path)
+	}
 	l, remove, err := listenUnix(path)
 	if errors.Is(err, errInUse) {
 		err = hintError{err, "a daemon runs there: 'vmnetd status' shows it; a second one needs places of its own, --control PATH and --qemu unix:PATH"}
@@ -258,6 +265,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		c := &plans[i].cfg
 		c.Memory = plans[0].cfg.Memory // of the process
 		c.AllowForward = d.allowForward
+		c.Doors = append(c.Doors, d.closedToGuests()...)
 		for _, door := range d.doors {
 			if ap, ok := door.closedTo(); ok {
 				c.Doors = append(c.Doors, ap)
@@ -293,7 +301,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		}
 	}
 	d.bound = plans[0].bound
-	srv := &control.Server{Networks: d.nets, Policies: d.policies, Version: versionString(), Logger: cfg.Logger, Profile: d.profile, Sandbox: d.sandbox}
+	srv := &control.Server{Networks: d.nets, Policies: d.policies, Version: versionString(), Logger: cfg.Logger, Profile: d.profile, Sandbox: d.sandbox, API: d.apiPlaces()}
 	for _, door := range d.doors {
 		at := door.String()
 		if door.network != "" {
@@ -312,7 +320,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 			return err
 		}
 	}
-	d.failed = make(chan error, len(d.doors)+1)
+	d.failed = make(chan error, len(d.doors)+len(d.api)+1)
 	d.idle = make(chan struct{})
 	var doors, wires, ctl context.Context
 	doors, d.endDoors = context.WithCancel(context.Background())
@@ -323,6 +331,7 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 			d.failed <- err
 		}
 	})
+	d.serveAPI(ctl, srv)
 	places := make(chan struct{}, maxGuests())
 	for _, door := range d.doors {
 		door.places, door.came, door.gone = places, d.guestCame, d.service.touch
@@ -379,6 +388,7 @@ func (d *daemon) stop(patience time.Duration) {
 			return
 		}
 		d.removeFiles()
+		d.closeAPI()
 		if d.controlAt != nil {
 			d.controlAt.Close()
 		}
@@ -428,6 +438,7 @@ func (d *daemon) tell(c *cobra.Command) {
 		flag = " --control " + shellQuote(d.control)
 	}
 	fmt.Fprintf(out, "control %s\n  vmnetd status%s\n", d.control, flag)
+	d.tellAPI(out)
 }
 
 // qemuEscape doubles commas, which end a value in QEMU's option syntax.
