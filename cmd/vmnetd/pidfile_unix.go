@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,9 +57,10 @@ func checkPIDFile(path string) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("%s: process %d runs with it", path, pid)
 	}
-	// Those of other programs are not locked. A process that is younger than the file has but the same number.
+	// Those of other programs are not locked. A process that is younger than the file has but the same number; a second is
+	// for the file system's clock and the process's, which are ticks apart, and no number comes round in that time.
 	if number != "" && int(pid) != os.Getpid() && lives(int(pid)) {
-		if began, ok := startedAt(int(pid)); !ok || !began.After(fi.ModTime()) {
+		if began, ok := startedAt(int(pid)); !ok || !began.After(fi.ModTime().Add(time.Second)) {
 			return fmt.Errorf("%s: process %d runs, and it is that one's", path, pid)
 		}
 	}

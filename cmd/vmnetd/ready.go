@@ -46,7 +46,7 @@ type service struct {
 	count   func() (nets, guests, flows int)
 
 	changed chan struct{}      // a guest came or went
-	stop    context.CancelFunc // of watch
+	stop    context.CancelFunc // of watch; nil: systemd was not told that we are ready
 	watched sync.WaitGroup
 }
 
@@ -157,8 +157,8 @@ func (s *service) ending() {
 	if s.stop != nil {
 		s.stop()
 		s.watched.Wait()
+		s.bell.send(notifyStopping)
 	}
-	s.bell.send(notifyStopping)
 	s.probe.close()
 }
 
