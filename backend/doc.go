@@ -22,7 +22,7 @@
 //
 // Each station is a file, in this order:
 //
-//  1. backend/link: the wire. Batches of whole frames.
+//  1. backend/link: the wire. Batches of whole frames. capture.go: what crosses it, written down.
 //  2. port.go: one guest. Its reader, its writer, its bounded queue (queue.go).
 //  3. segment.go, onward.go: the switch. Who has which MAC and address; frames between guests. finish.go: what a guest's
 //     kernel has left to do on them.

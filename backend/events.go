@@ -34,12 +34,13 @@ const (
 	EventPolicy         EventKind = "policy"          // there is another one
 	EventQuestion       EventKind = "question"        // a policy asks; Subject is the question's id
 	EventAnswer         EventKind = "answer"          // and was answered, or waited in vain
+	EventCapture        EventKind = "capture"         // one was begun, or is over; Subject is its id
 	EventPanic          EventKind = "panic"           // a bug was met, and what had met it was ended
 )
 
 // EventKinds are all of them.
 var EventKinds = []EventKind{EventGuestIn, EventGuestGone, EventLease, EventLeaseEnded, EventLimit, EventRefused, EventWarning, EventRecovered,
-	EventForwardAdded, EventForwardRemoved, EventPolicy, EventQuestion, EventAnswer, EventPanic}
+	EventForwardAdded, EventForwardRemoved, EventPolicy, EventQuestion, EventAnswer, EventCapture, EventPanic}
 
 // Event is something that happened in a network.
 type Event struct {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/backend/link"
+	"github.com/vmnetd/vmnetd/capture"
 	"github.com/vmnetd/vmnetd/dhcp"
 	"github.com/vmnetd/vmnetd/dns"
 	"github.com/vmnetd/vmnetd/flows"
@@ -41,6 +42,7 @@ type Network struct {
 	inside   inside
 	limits   limitTable
 	keep     keeper
+	captures captures
 
 	router6   atomic.Bool
 	nextGuest atomic.Uint64
@@ -165,6 +167,8 @@ func (n *Network) save() {
 // Serve plugs a guest in and carries its frames until its wire ends, ctx does, or the network is closed. A wire that
 // ends is not an error. name says how the guest is attached, for people. Serve closes l.
 func (n *Network) Serve(ctx context.Context, l link.Link, name string) (err error) {
+	tap := capture.Around(l)
+	l = tap
 	wire := l
 	if n.cfg.Capture != nil {
 		l = n.cfg.Capture(l)
@@ -203,6 +207,8 @@ func (n *Network) Serve(ctx context.Context, l link.Link, name string) (err erro
 			err = fmt.Errorf("panic: %v", r)
 		}
 	}()
+	n.captures.came(p, tap)
+	defer n.captures.gone(p)
 	n.seg.add(p)
 	p.advertise(n.router6.Load()) // a guest that comes back over a new wire does not ask again
 	p.log.Info("guest plugged in", "link", name)
@@ -256,6 +262,7 @@ func (n *Network) Close() error {
 	n.flows.EndAll(flows.ReasonShutdown)
 	n.stop()
 	n.wg.Wait()
+	n.captures.close()
 	n.dns.Close()
 	n.events.close()
 	n.flows.Close()

@@ -31,6 +31,8 @@ type room struct {
 var rooms = []room{
 	{"backend/link", nil, nil,
 		"the wire's seam: every transport and the backend stand on it, so it stands on nothing"},
+	{"capture", []string{"backend/link"}, nil,
+		"what crosses any wire, as a file: whose frames they are it asks, so a program can capture without a network"},
 	{"backend/egress", nil, nil,
 		"the way out's seam: a second egress (a proxy, a remote exit) must not drag a network stack in"},
 	{"backend/checksum", nil, []string{gvisor},
@@ -63,7 +65,7 @@ var rooms = []room{
 		"walls around any program: what it is for, it must not know"},
 	{"backend/sockets", []string{gvisor}, nil,
 		"package net over a gVisor stack, for whoever has one: it knows no network"},
-	{"backend", []string{"backend/link", "backend/egress", "backend/checksum", "backend/sockets", "flows", "hello", "dhcp", "dns", "portforward", "state", "guestlog", gvisor},
+	{"backend", []string{"capture", "backend/link", "backend/egress", "backend/checksum", "backend/sockets", "flows", "hello", "dhcp", "dns", "portforward", "state", "guestlog", gvisor},
 		[]string{"backend/backendtest", "backend/guest", "qemu"},
 		"wires the rooms together; transports come to it as links (a test may take a real one), control looks at it from outside"},
 	{"backend/guest", []string{"backend/link", "backend/egress", "backend/sockets", gvisor}, []string{"backend", "portforward", "qemu"},

@@ -1,0 +1,55 @@
+package capture
+
+import (
+	"bytes"
+	"io"
+	"sync"
+)
+
+// Memory is a Writer that keeps what it is given. Its methods may be called by anybody.
+type Memory struct {
+	mu     sync.Mutex
+	chunks [][]byte // each but the last full
+	size   int64
+}
+
+// memoryChunk is in what pieces memory is taken: a capture of a few packets takes little.
+const memoryChunk = 64 << 10
+
+// Write implements Writer.
+func (m *Memory) Write(b []byte) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := len(b)
+	for len(b) > 0 {
+		last := len(m.chunks) - 1
+		if last < 0 || len(m.chunks[last]) == memoryChunk {
+			m.chunks = append(m.chunks, make([]byte, 0, memoryChunk))
+			last++
+		}
+		c := m.chunks[last]
+		k := min(len(b), memoryChunk-len(c))
+		m.chunks[last] = append(c, b[:k]...)
+		b = b[k:]
+	}
+	m.size += int64(n)
+	return n, nil
+}
+
+// Size is how many bytes there are.
+func (m *Memory) Size() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.size
+}
+
+// Reader reads what there is now, whole blocks, and says how much that is.
+func (m *Memory) Reader() (io.Reader, int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	parts := make([]io.Reader, len(m.chunks))
+	for i, c := range m.chunks {
+		parts[i] = bytes.NewReader(c) // what is appended to it later is behind its end
+	}
+	return io.MultiReader(parts...), m.size
+}
