@@ -241,6 +241,7 @@ func (f *flowStream) follow(nets []*backend.Network, from string, guest func(*ba
 				select {
 				case <-time.After(flowPace):
 				case <-ctx.Done():
+					return // what has changed meanwhile would have Wait go on returning
 				}
 			}
 		})
