@@ -218,7 +218,7 @@ events.run(e => {
   // What changed is shown at once, not at the next question.
   if (e.kind.startsWith("forward-") || e.kind.startsWith("lease") || e.kind === "question" || e.kind === "answer") refreshSoon();
 });
-flows.run(() => seen());
+flows.run();
 
 let refreshing = 0;
 function refreshSoon() {

@@ -4,13 +4,13 @@ import * as api from "./api.js";
 import { $, el, text, show, options } from "./dom.js";
 import { bytes, rate, number, span, clock, size, plain } from "./format.js";
 import { Grid } from "./grid.js";
-import { state, guestName, looked } from "./state.js";
+import { state, guestKey, guestOf, guestName, looked } from "./state.js";
 
 const keptOver = 2000; // ended and refused ones that are still shown: minutes of a busy guest
 
 const flows = new Map(); // by network/id
 let over = [];           // the keys of those that have ended or were refused, oldest first
-let total = 0;
+let listing = 0;         // grows with each list of all that there are
 
 // why says in words what the closed list of reasons says in one.
 const why = {
@@ -61,57 +61,49 @@ function target(s) {
   return s.dst.replace(/:0$/, "");
 }
 
-// put takes a flow as the daemon shows it. at is when, for rates.
-export function put(s, at) {
+// put takes a flow as the daemon shows it.
+function put(s, at) {
   const k = `${s.network ?? ""}/${s.id}`;
   let f = flows.get(k);
-  if (!f) {
-    f = { key: k, up: 0, down: 0, rate: 0, at, opened: Date.parse(s.opened), first: true };
-    flows.set(k, f);
-  }
-  const up = s.up_bytes ?? 0, down = s.down_bytes ?? 0, passed = (at - f.at) / 1000;
-  if (!f.first && passed > 0.2) {
-    f.rate = Math.max(0, up - f.up + down - f.down) / passed;
-    f.at = at;
-    f.up = up; f.down = down;
-  } else if (f.first) {
-    f.up = up; f.down = down;
-  }
-  f.first = false;
+  if (!f) flows.set(k, f = { key: k, network: s.network ?? "", opened: Date.parse(s.opened), rate: 0, rated: 0, state: "" });
+  const up = s.up_bytes ?? 0, down = s.down_bytes ?? 0;
+  f.up = up; f.down = down; f.upPackets = s.up_packets; f.downPackets = s.down_packets;
+  f.last = at - (s.idle_ms ?? 0);
+  f.listing = listing;
   f.s = s;
   const st = stateOf(s);
-  if (st !== f.state) {
-    if (st === "ended" || st === "refused") { over.push(k); f.rate = 0; f.overAt = at; }
-    f.state = st;
+  if (st !== f.state && (st === "ended" || st === "refused")) {
+    over.push(k);
+    f.rate = 0;
   }
-  if (f.state === "ended") { f.up = up; f.down = down; }
-  f.seen = at;
+  f.state = st;
   f.target = target(s);
-  f.network = s.network ?? "";
   f.text = ""; // made when it is searched
-  return f;
+}
+
+// moved takes the figures of flows whose bytes have moved in the last second.
+const ticks = new Map();
+function moved(network, list, at) {
+  const passed = Math.min(1.5, Math.max(0.5, (at - (ticks.get(network) ?? 0)) / 1000)); // it is told once a second, if at all
+  ticks.set(network, at);
+  for (const [id, up, down, upPackets, downPackets] of list) {
+    const f = flows.get(`${network}/${id}`);
+    if (!f || f.state === "ended") continue;
+    f.rate = Math.max(0, up - f.up + down - f.down) / passed;
+    f.rated = f.last = at;
+    f.up = up; f.down = down; f.upPackets = upPackets; f.downPackets = downPackets;
+  }
 }
 
 // quieten ends the rates of those of which nothing was heard: nothing moved.
 function quieten(at) {
-  for (const f of flows.values()) if (f.rate && at - f.seen > 2500) f.rate = 0;
-}
-
-// only keeps those that the daemon still has, of a whole list; the rest have ended, how was not said.
-export function only(at) {
-  for (const f of flows.values()) {
-    if (f.seen !== at && f.state !== "ended" && f.state !== "refused") {
-      f.state = "ended";
-      f.rate = 0;
-      f.overAt = at;
-      over.push(f.key);
-    }
-  }
+  for (const f of flows.values()) if (f.rate && at - f.rated > 2500) f.rate = 0;
 }
 
 export function forget() {
   flows.clear();
   over = [];
+  place = "";
 }
 
 function trim() {
@@ -212,16 +204,16 @@ export function ofGuest(id) {
 export function draw(anyway) {
   trim();
   quieten(Date.now());
-  total = flows.size - over.length;
-  text($("n-flows"), total ? number(total) : "");
+  const live = flows.size - over.length;
+  text($("n-flows"), live ? number(live) : "");
   if (state.view !== "flows") return;
-  options($("flow-guest"), [...state.guests.values()].filter(looked).map(g => [`${g.network ?? ""}/${g.id}`, g.name ? `${g.name} (${g.id})` : g.id]), 1);
+  options($("flow-guest"), [...state.guests.values()].filter(looked).map(g => [guestKey(g.network, g.id), g.name ? `${g.name} (${g.id})` : g.id]), 1);
   if (held && !anyway) return;
   if (!held || anyway) {
     const passes = filterOf($("flow-filter").value), guest = $("flow-guest").value, st = $("flow-state").value;
     const list = [];
     for (const f of flows.values()) {
-      if (!looked(f) || guest && `${f.network}/${f.s.guest}` !== guest) continue;
+      if (!looked(f) || guest && guestKey(f.network, f.s.guest) !== guest && guestKey("", f.s.guest) !== guest) continue;
       if (st === "live" ? f.state === "ended" || f.state === "refused" : st && f.state !== st) continue;
       if (passes(f)) list.push(f);
     }
@@ -257,8 +249,8 @@ let detailOf, cells;
 function detail(f) {
   const s = f.s, reason = s.reason ?? "";
   const lines = [
-    ["Guest", `${guestName(s.network, s.guest)}${state.guests.get(`${f.network}/${s.guest}`)?.name ? ` (${s.guest})` : ""}`],
-    s.network && ["Network", s.network],
+    ["Guest", `${guestName(s.network, s.guest)}${guestOf(f.network, s.guest)?.name ? ` (${s.guest})` : ""}`],
+    state.networks.length > 1 && ["Network", s.network],
     ["State", f.state + (s.waits ? `: waits for ${s.waits === "hello" ? "the guest’s first bytes" : "an answer to the policy’s question"}` : "")],
     reason && ["Why", reason + (because(reason) ? `: ${because(reason)}` : "")],
     s.policy_rule && ["Rule", s.policy_rule],
@@ -268,11 +260,11 @@ function detail(f) {
     s.rule && ["Forward", s.rule],
     s.name && ["Names itself", s.name + (s.hello ? ` (${s.hello})` : "")],
     s.names?.length && ["Looked up as", s.names.join(", ")],
-    ["Sent", `${bytes(f.up)} in ${number(s.up_packets)}`], ["Received", `${bytes(f.down)} in ${number(s.down_packets)}`],
+    ["Sent", `${bytes(f.up)} in ${number(f.upPackets)}`], ["Received", `${bytes(f.down)} in ${number(f.downPackets)}`],
     ["Rate", rate(f.rate)],
     ["Began", clock(f.opened)],
     s.ended && ["Ended", clock(s.ended)],
-    f.state !== "ended" && f.state !== "refused" && ["Idle", span((s.idle_ms ?? 0) / 1000)],
+    f.state !== "ended" && f.state !== "refused" && ["Idle", span((Date.now() - f.last) / 1000)],
     s.missed && ["Like it", `${number(s.missed)} more of this guest’s, which are not shown`],
   ].filter(Boolean);
   const shape = f.key + lines.map(l => l[0]).join();
@@ -286,23 +278,65 @@ function detail(f) {
   lines.forEach((l, i) => text(cells[i], l[1]));
 }
 
-// Where they come from.
+// Where they come from: a stream that begins with all that there are and goes on with what becomes of them. A tab that
+// nobody looks at follows nothing; it goes on where it was if it is back soon.
 
-let streaming = null;
+let place = "";
 
-// run keeps the table fresh until signal: by the stream if the daemon has one, else by asking.
-export async function run(wanted) {
-  for (;;) {
-    if (!wanted()) { await sleep(300); continue; }
-    try {
-      const at = Date.now();
-      const list = await api.get("flows");
-      for (const s of list) put(s, at);
-      only(at);
-      draw();
-    } catch { /* the page says so */ }
-    await sleep(flows.size > 3000 ? 2000 : 1000);
+function heard(kind, e, id) {
+  if (id) place = id;
+  const at = Date.now();
+  switch (kind) {
+    case "anew": listing++; break;
+    case "flows": for (const s of e.flows) put(s, at); break;
+    case "opened": case "changed": case "ended": case "refused": put(e.flow, at); break;
+    case "bytes": moved(e.network, e.moved, at); break;
+    case "listed":
+      // What is not among them ended while nobody listened; how, those say that have lately ended.
+      for (const f of flows.values()) if (f.listing !== listing && f.state !== "ended" && f.state !== "refused") flows.delete(f.key);
+      lately();
+      break;
+    default: return;
   }
+  later();
 }
 
-const sleep = ms => new Promise(r => setTimeout(r, ms));
+async function lately() {
+  try {
+    const at = Date.now();
+    const list = await api.get("flows", { state: "closed" });
+    for (const s of list) {
+      s.network ??= state.networks[0] ?? "";
+      if (!flows.has(`${s.network}/${s.id}`)) put(s, at);
+    }
+    later();
+  } catch { /* they are not needed */ }
+}
+
+// later draws soon, and the less often the longer it takes.
+let waiting = 0, cost = 0, drawnAt = 0;
+function later() {
+  if (waiting) return;
+  waiting = setTimeout(() => {
+    waiting = 0;
+    const began = performance.now();
+    draw();
+    drawnAt = performance.now();
+    cost = drawnAt - began;
+  }, Math.max(50, drawnAt + Math.min(2000, 250 + 10 * cost) - performance.now()));
+}
+
+export async function run() {
+  setInterval(later, 1000); // ages, and rates that end
+  for (;;) {
+    const stop = new AbortController();
+    const hide = () => { if (document.hidden) stop.abort(); };
+    document.addEventListener("visibilitychange", hide);
+    try {
+      if (!document.hidden) await api.follow("flows", { lastID: place, signal: stop.signal }, heard);
+    } catch { /* the page says so */ }
+    document.removeEventListener("visibilitychange", hide);
+    if (document.hidden) await new Promise(r => document.addEventListener("visibilitychange", r, { once: true }));
+    else await new Promise(r => setTimeout(r, 1000));
+  }
+}

@@ -9,11 +9,11 @@ export const state = {
 
 export const guestKey = (network, id) => `${network ?? ""}/${id}`;
 
+// guestOf finds a guest. One of a daemon's only network comes without its name.
+export const guestOf = (network, id) => state.guests.get(guestKey(network, id)) ?? state.guests.get(guestKey("", id));
+
 // guestName is what people call a guest.
-export function guestName(network, id) {
-  const g = state.guests.get(guestKey(network, id));
-  return g?.name || id || "";
-}
+export const guestName = (network, id) => guestOf(network, id)?.name || id || "";
 
 // where is the query for a change to something of a network.
 export const where = network => ({ network: network || state.network || "" });
