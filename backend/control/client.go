@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -161,7 +162,8 @@ func (c *Client) Status(ctx context.Context) (st Status, err error) {
 
 // Guests are plugged in.
 func (c *Client) Guests(ctx context.Context) (list []backend.GuestInfo, err error) {
-	return list, c.call(ctx, "GET", "guests", nil, nil, &list)
+	list = []backend.GuestInfo{}
+	return list, pages(ctx, c, "guests", nil, 0, func(g backend.GuestInfo) { list = append(list, g) })
 }
 
 // Guest finds one by id, name, MAC or address.
@@ -175,12 +177,75 @@ func (c *Client) Kick(ctx context.Context, ref string) error {
 }
 
 // FlowFilter picks conversations. Empty fields pick all.
-type FlowFilter struct{ Guest, Proto, State, Direction string }
+type FlowFilter struct {
+	Guest, Proto, State, Direction string
+	Name                           string // in a name of theirs
+	Address                        string // or prefix, at either end
+	Port                           uint16 // of the destination
+	Verdict, Reason                string
+	MinBytes                       uint64
+	Sort                           string // bytes, up, down, opened or idle, the largest first, in place of the oldest
+	Limit                          int    // at most so many
+}
+
+func (f FlowFilter) values() url.Values {
+	q := values("guest", f.Guest, "proto", f.Proto, "state", f.State, "direction", f.Direction, "name", f.Name, "address", f.Address,
+		"verdict", f.Verdict, "reason", f.Reason, "sort", f.Sort)
+	if f.Port > 0 {
+		q.Set("port", strconv.Itoa(int(f.Port)))
+	}
+	if f.MinBytes > 0 {
+		q.Set("min_bytes", strconv.FormatUint(f.MinBytes, 10))
+	}
+	return q
+}
 
 // Flows are the conversations that f picks, oldest first.
 func (c *Client) Flows(ctx context.Context, f FlowFilter) (list []flows.Snapshot, err error) {
-	q := values("guest", f.Guest, "proto", f.Proto, "state", f.State, "direction", f.Direction)
-	return list, c.call(ctx, "GET", "flows", q, nil, &list)
+	q := f.values()
+	if f.Sort != "" {
+		if f.Limit > 0 {
+			q.Set("limit", strconv.Itoa(min(f.Limit, maxPage)))
+		}
+		return list, c.call(ctx, "GET", "flows", q, nil, &list)
+	}
+	list = []flows.Snapshot{}
+	err = pages(ctx, c, "flows", q, f.Limit, func(s flows.Snapshot) { list = append(list, s) })
+	return list, err
+}
+
+// pageLen is how many entries the client asks for at once: some 400 KB of conversations.
+const pageLen = 1000
+
+// pages calls f for each entry of a list, page by page, and at most limit times if that is not 0.
+func pages[T any](ctx context.Context, c *Client, path string, q url.Values, limit int, f func(T)) error {
+	if q == nil {
+		q = url.Values{}
+	}
+	for n := 0; ; {
+		want := pageLen
+		if limit > 0 {
+			want = min(want, limit-n)
+		}
+		q.Set("limit", strconv.Itoa(want))
+		resp, err := c.send(ctx, "GET", path, q, nil, "application/json")
+		if err != nil {
+			return err
+		}
+		var list []T
+		err = json.NewDecoder(resp.Body).Decode(&list)
+		resp.Body.Close()
+		if err != nil {
+			return fmt.Errorf("control socket %s: answer to GET %s: %w", c.path, path, err)
+		}
+		for _, e := range list {
+			f(e)
+		}
+		n += len(list)
+		if q = nextPage(resp.Header); q == nil || limit > 0 && n >= limit {
+			return nil
+		}
+	}
 }
 
 // values makes a query of keys and values, without those that are empty.
@@ -215,7 +280,8 @@ func (c *Client) RemoveForward(ctx context.Context, id string, cut bool) error {
 
 // Leases are the addresses given out.
 func (c *Client) Leases(ctx context.Context) (list []Lease, err error) {
-	return list, c.call(ctx, "GET", "leases", nil, nil, &list)
+	list = []Lease{}
+	return list, pages(ctx, c, "leases", nil, 0, func(l Lease) { list = append(list, l) })
 }
 
 // ReleaseLease frees an address.

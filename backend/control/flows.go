@@ -40,23 +40,27 @@ const (
 func (s *Server) flowRoutes() []route {
 	return []route{{path: "/v1/flows", on: verbs{
 		"GET": {do: s.listFlows, says: "Lists conversations, oldest first, or tells what becomes of them", gives: []flows.Snapshot{}, streams: FlowEvent{},
-			query: []param{guestParam,
+			pages: flowPages,
+			query: append([]param{guestParam,
 				{name: "proto", says: "only of this protocol", one: []string{"tcp", "udp", "icmp", "icmp6"}},
 				{name: "state", says: "only in this state; closed: those that have lately ended; refused: attempts that were lately refused", one: []string{"dialing", "open", "closing", "closed", "refused"}},
-				{name: "direction", says: "only those begun by guests (out), or from outside (in)", one: []string{"in", "out"}}}}}}}
+				{name: "direction", says: "only those begun by guests (out), or from outside (in)", one: []string{"in", "out"}}}, flowPickParams...)}}}}
 }
 
 // flowWish is which conversations a client wants.
-type flowWish struct{ guest, proto, state, direction string }
+type flowWish struct {
+	guest, proto, state, direction string
+	flowPick
+}
 
 func (w flowWish) has(f *flows.Snapshot) bool {
 	is := func(want, have string) bool { return want == "" || want == have }
 	return is(w.guest, f.Guest) && is(w.proto, f.Proto.String()) && is(w.direction, f.Dir.String()) &&
-		(w.state == "" || w.state == "refused" && f.Verdict == w.state || w.state == f.State)
+		(w.state == "" || w.state == "refused" && f.Verdict == w.state || w.state == f.State) && w.flowPick.has(f)
 }
 
 func (c *call) flowWish() (w flowWish, err error) {
-	w = flowWish{c.query.Get("guest"), c.query.Get("proto"), c.query.Get("state"), c.query.Get("direction")}
+	w = flowWish{c.query.Get("guest"), c.query.Get("proto"), c.query.Get("state"), c.query.Get("direction"), c.flowPick()}
 	if w.guest != "" {
 		g, err := c.guest(w.guest)
 		if err != nil {
@@ -71,18 +75,14 @@ func (s *Server) listFlows(c *call) (reply, error) {
 	if follows(c.Header.Get("Accept")) {
 		return s.followFlows(c)
 	}
-	w, err := c.flowWish()
+	if c.query.Has("sort") {
+		return s.flowsInOrder(c)
+	}
+	list, err := c.flows()
 	if err != nil {
 		return reply{}, err
 	}
-	var list []flows.Snapshot
-	switch w.state {
-	case "closed", "refused":
-		list = c.net.Flows().Lately()
-	default:
-		list = c.net.Flows().List()
-	}
-	return ok(slices.DeleteFunc(list, func(f flows.Snapshot) bool { return !w.has(&f) }))
+	return ok(list)
 }
 
 // FlowEvent is what a follower of conversations is told. The events of the stream have these kinds as their names:
@@ -117,7 +117,10 @@ type FlowBytes [5]uint64
 
 // followFlows answers for all networks that the request means, in one stream.
 func (s *Server) followFlows(c *call) (reply, error) {
-	w := flowWish{proto: c.query.Get("proto"), state: c.query.Get("state"), direction: c.query.Get("direction")}
+	w := flowWish{proto: c.query.Get("proto"), state: c.query.Get("state"), direction: c.query.Get("direction"), flowPick: c.flowPick()}
+	if c.paged() || c.query.Has("sort") || c.query.Has("min_bytes") {
+		return reply{}, problem(http.StatusBadRequest, "without limit, after, sort and min_bytes", "a stream has no pages and no order, and a conversation's bytes change")
+	}
 	if w.state != "" && w.state != "refused" {
 		return reply{}, problem(http.StatusBadRequest, "without state, or with state=refused", "a stream tells of each change of state, and so not of one state only")
 	}
@@ -522,7 +525,7 @@ func (f *flowStream) bytes() {
 // FollowFlows calls f for each event of the conversations that w picks: first for all that there are, then for what
 // becomes of them, until f returns an error, which is then its own, ctx ends or the daemon does (io.EOF).
 func (c *Client) FollowFlows(ctx context.Context, w FlowFilter, f func(FlowEvent) error) error {
-	resp, err := c.send(ctx, "GET", "flows", values("guest", w.Guest, "proto", w.Proto, "state", w.State, "direction", w.Direction), nil, eventStream)
+	resp, err := c.send(ctx, "GET", "flows", w.values(), nil, eventStream)
 	if err != nil {
 		return err
 	}

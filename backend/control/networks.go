@@ -24,8 +24,12 @@ func (s *Server) names() []string {
 
 // ofAll answers a request that names no network, of several.
 func (s *Server) ofAll(rt route, op operation, c *call) (reply, error) {
-	if op.whole || op.streams != nil && follows(c.Header.Get("Accept")) {
-		return op.do(c)
+	if op.whole || op.streams != nil && follows(c.Header.Get("Accept")) || c.query.Has("sort") {
+		rep, err := op.do(c)
+		if err != nil {
+			return rep, err
+		}
+		return c.page(op, rep)
 	}
 	if strings.Contains(rt.path, "{") || c.Method != http.MethodGet && c.Method != http.MethodHead {
 		return reply{}, s.which()
@@ -33,7 +37,21 @@ func (s *Server) ofAll(rt route, op operation, c *call) (reply, error) {
 	all := []json.RawMessage{}
 	var missing error
 	found := false
+	// A page's place has the network, too. Where limit has been reached, one more entry says that there is a next page.
+	from, after := "", c.query.Get("after")
+	if i := strings.LastIndexByte(after, '/'); i >= 0 {
+		from, after = after[:i], after[i+1:]
+	}
+	if op.pages != nil && (from == "") != (after == "") {
+		return reply{}, problem(http.StatusBadRequest, "follow the Link header of the page before, or begin without it", "after=%q leads nowhere", short(c.query.Get("after")))
+	}
+	last := "" // the place of the last entry that is in the answer
 	for _, n := range s.networks() {
+		name := n.Config().Name
+		if from != "" && from != name {
+			continue
+		}
+		from = ""
 		one := *c
 		one.net = n
 		rep, err := op.do(&one)
@@ -49,11 +67,42 @@ func (s *Server) ofAll(rt route, op operation, c *call) (reply, error) {
 			return reply{}, s.which()
 		}
 		found = true
-		list, err := named(rep.body, n.Config().Name)
+		if op.pages != nil && c.paged() {
+			left := 0
+			if c.limit() > 0 {
+				left = max(1, c.limit()-len(all)) // the one that is more
+			}
+			page, next, err := op.pages.cut(rep.body, after, left)
+			if err != nil {
+				return reply{}, err
+			}
+			after = ""
+			n := reflect.ValueOf(page).Len()
+			if c.limit() > 0 && len(all) == c.limit() {
+				if n > 0 {
+					c.link(op.pages, last)
+					break
+				}
+				continue
+			}
+			if n > 0 {
+				last = name + "/" + op.pages.key(page, n-1)
+			}
+			rep.body = page
+			if next != "" {
+				c.link(op.pages, last)
+				more, err := named(page, name)
+				return reply{http.StatusOK, append(all, more...)}, err
+			}
+		}
+		list, err := named(rep.body, name)
 		if err != nil {
 			return reply{}, err
 		}
 		all = append(all, list...)
+	}
+	if from != "" {
+		return reply{}, problem(http.StatusBadRequest, "begin without after", "after=%q: network %s is gone", short(c.query.Get("after")), short(from))
 	}
 	if !found {
 		return reply{}, missing

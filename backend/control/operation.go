@@ -1,7 +1,10 @@
 package control
 
 import (
+	"cmp"
+	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -32,6 +35,8 @@ type operation struct {
 	streams any
 	// as is the type of an answer that is no JSON.
 	as string
+	// pages, if its answer is a list that grows.
+	pages *pager
 	// whole: it answers for all networks by itself.
 	whole bool
 }
@@ -39,8 +44,10 @@ type operation struct {
 // param is a parameter of the query.
 type param struct {
 	name, says string
-	is         any      // a value of its kind: "" or nil, 0 (not negative), false
+	is         any      // a value of its kind: "" or nil, 0 (not negative), false, netip.Prefix{} (or an address)
 	one        []string // it is one of these
+	least      uint64   // of a number
+	most       uint64   // of a number, if not 0
 }
 
 // download is a reply's body that is no JSON. It may go on until its client or the server ends.
@@ -65,7 +72,9 @@ func (rt route) allow() []string {
 var networkParam = param{name: "network", says: "the network that is meant, of several"}
 
 // params are all that the query may have.
-func (op operation) params() []param { return append([]param{networkParam}, op.query...) }
+func (op operation) params() []param {
+	return slices.Concat([]param{networkParam}, op.query, op.pages.params())
+}
 
 // read reads the query, strictly: a filter that is misspelt and passed over would show, or remove, too much.
 func (op operation) read(rt route, r *http.Request) (url.Values, error) {
@@ -99,10 +108,15 @@ func (op operation) read(rt route, r *http.Request) (url.Values, error) {
 
 func (p param) check(v string) error {
 	right := ""
-	switch _, err := strconv.ParseUint(v, 10, 63); p.is.(type) {
+	switch p.is.(type) {
 	case int:
-		if err != nil {
-			right = "a number"
+		most := cmp.Or(p.most, 1<<63-1)
+		if n, err := strconv.ParseUint(v, 10, 64); err != nil || n < p.least || n > most {
+			right = fmt.Sprintf("a number from %d to %d", p.least, most)
+		}
+	case netip.Prefix:
+		if _, err := prefixOf(v); err != nil {
+			right = "an address, or a prefix as 192.0.2.0/24"
 		}
 	case bool:
 		if v != "true" && v != "false" {
@@ -117,4 +131,14 @@ func (p param) check(v string) error {
 		return problem(http.StatusBadRequest, right, "%s=%q in the query", p.name, short(v))
 	}
 	return nil
+}
+
+// prefixOf reads a prefix, or an address, which is the longest.
+func prefixOf(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		a = a.Unmap().WithZone("")
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	return p.Masked(), err
 }

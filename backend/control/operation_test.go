@@ -1,6 +1,7 @@
 package control
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -57,9 +58,9 @@ func TestRoutesAreDescribed(t *testing.T) {
 					t.Errorf("%s: parameter %s says nothing", where, p.name)
 				}
 				switch p.is.(type) {
-				case nil, string, int, bool:
+				case nil, string, int, bool, netip.Prefix:
 				default:
-					t.Errorf("%s: parameter %s is a %T: want a text, a number or a bool", where, p.name, p.is)
+					t.Errorf("%s: parameter %s is a %T: want a text, a number, a bool or a prefix", where, p.name, p.is)
 				}
 			}
 		}

@@ -26,7 +26,7 @@ func (s *Server) routes() []route {
 			"GET": {do: s.status, says: "Shows the daemon and its networks", gives: Status{}, whole: true}}},
 		{path: reloadPath, on: verbs{"POST": {do: s.reload, says: "Reads the daemon's configuration file again, and says what changed and what needs a restart", gives: Reload{}, whole: true}}},
 		{path: "/v1/guests", on: verbs{
-			"GET": {do: listGuests, says: "Lists who is plugged in, oldest first", gives: []backend.GuestInfo{}}}},
+			"GET": {do: listGuests, says: "Lists who is plugged in, oldest first", gives: []backend.GuestInfo{}, pages: guestPages}}},
 		{path: "/v1/guests/{guest}", id: guestID, on: verbs{
 			"GET":    {do: getGuest, says: "Shows a guest", gives: backend.GuestInfo{}},
 			"DELETE": {do: kickGuest, says: "Ends a guest's wire; one that reconnects comes back"}}},
@@ -36,11 +36,11 @@ func (s *Server) routes() []route {
 		{path: "/v1/forwards/{id}", id: "a port forward's id, as tcp:127.0.0.1:2222", on: verbs{
 			"DELETE": {do: removeForward, says: "Removes a port forward", query: []param{{name: "cut", says: "end its conversations, too", is: false}}}}},
 		{path: "/v1/leases", on: verbs{
-			"GET": {do: listLeases, says: "Lists who has which address", gives: []Lease{}}}},
+			"GET": {do: listLeases, says: "Lists who has which address", gives: []Lease{}, pages: leasePages}}},
 		{path: "/v1/leases/{address}", id: "a leased address", on: verbs{
 			"DELETE": {do: releaseLease, says: "Frees an address"}}},
 		{path: "/v1/events", on: verbs{
-			"GET": {do: s.listEvents, says: "Lists what happened, oldest first, or tells it as it happens", gives: []backend.Event{}, streams: backend.Event{}, whole: true,
+			"GET": {do: s.listEvents, says: "Lists what happened, oldest first, or tells it as it happens", gives: []backend.Event{}, streams: backend.Event{}, whole: true, pages: eventPages,
 				query: []param{{name: "since", says: "only after the event with this id, or this many microseconds since 1970", is: 0}}}}},
 		{path: "/v1/dns", on: verbs{
 			"GET":    {do: listDNS, says: "Lists local records", gives: []backend.DNSRecord{}, query: dnsParams},
@@ -216,7 +216,14 @@ func forwardProblem(err error) error {
 	return problem(status, "", "%v", e)
 }
 
-func listLeases(c *call) (reply, error) { return ok(c.net.Leases()) }
+func listLeases(c *call) (reply, error) {
+	list := []Lease{}
+	for _, l := range c.net.Leases() {
+		list = append(list, Lease{Addr: l.Addr, MAC: l.MAC.String(), ClientID: l.ClientID, IAID: l.IAID, Guest: l.Guest, Away: l.Away,
+			Hostname: l.Hostname, Name: l.Name, State: string(l.State), Static: l.Static, Start: l.Start, Expires: l.Expires})
+	}
+	return ok(list)
+}
 
 func releaseLease(c *call) (reply, error) {
 	a, err := netip.ParseAddr(c.PathValue("address"))

@@ -142,6 +142,7 @@ type call struct {
 	*http.Request
 	net   *backend.Network
 	query url.Values // of the parameters that the operation has, each once and of its kind
+	out   http.Header
 }
 
 // reply is a handler's answer: a status code and what becomes JSON, nothing if nil; or a stream, or a download.
@@ -284,11 +285,15 @@ func (s *Server) answer(rt route, op operation, w http.ResponseWriter, r *http.R
 		return reply{}, err
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, cmp.Or(op.most, maxBody))
-	c := &call{r, n, q}
+	c := &call{r, n, q, w.Header()}
 	if q.Get("network") == "" && len(s.networks()) > 1 {
 		return s.ofAll(rt, op, c)
 	}
-	return op.do(c)
+	rep, err := op.do(c)
+	if err != nil {
+		return rep, err
+	}
+	return c.page(op, rep)
 }
 
 func (s *Server) network(name string) (*backend.Network, error) {
