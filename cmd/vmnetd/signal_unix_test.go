@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,7 +26,7 @@ type proc struct {
 	*exec.Cmd
 	t     *testing.T
 	out   *bufio.Reader
-	err   bytes.Buffer
+	err   safeLog
 	ended chan error
 	run   string // its XDG_RUNTIME_DIR
 }
