@@ -29,8 +29,10 @@ type room struct {
 
 // rooms is the house. Who needs another import changes the row and its reason, in the same commit.
 var rooms = []room{
-	{"backend/link", nil, nil,
-		"the wire's seam: every transport and the backend stand on it, so it stands on nothing"},
+	{"impair", nil, nil,
+		"a bad line as a function of (frame, now): exact in any time, usable around any wire"},
+	{"backend/link", []string{"impair"}, nil,
+		"the wire's seam: every transport and the backend stand on it, so it stands on nothing but the engine of its own Impair"},
 	{"capture", []string{"backend/link"}, nil,
 		"what crosses any wire, as a file: whose frames they are it asks, so a program can capture without a network"},
 	{"backend/egress", nil, nil,
@@ -72,7 +74,7 @@ var rooms = []room{
 		"the far end of a wire, for programs: it sees a network as a guest does, and may come from another machine"},
 	{"backend/backendtest", []string{"backend/link", "backend/egress", "backend/guest", "backend/sockets", gvisor}, []string{"backend", "qemu"},
 		"a guest as tests want it: it sees a network as a guest does, by its wire, and never the backend behind it"},
-	{"backend/control", []string{"backend", "policy", "guestlog", "flows", "portforward", "backend/link"}, []string{"backend/backendtest"},
+	{"backend/control", []string{"backend", "capture", "policy", "guestlog", "flows", "portforward", "backend/link"}, []string{"backend/backendtest"},
 		"the only place that knows HTTP; what it shows it asks the backend for, so the stack can change under it"},
 	{"ui", nil, nil,
 		"files for a browser, and their headers: what they show, the browser asks the API for"},

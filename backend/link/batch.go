@@ -245,3 +245,13 @@ func (b *Batch) copy(p []byte, off int) {
 		p, off = p[n:], off+n
 	}
 }
+
+// moveUnparsed gives what is in no frame yet to another batch, which has nothing of the kind.
+func (b *Batch) moveUnparsed(to *Batch) {
+	for n := b.Unparsed(); n > 0; n = b.Unparsed() {
+		c, o := b.parsed/ChunkSize, b.parsed%ChunkSize
+		n = min(n, ChunkSize-o)
+		to.Append(b.chunks[c].Mem[o : o+n])
+		b.parsed += n
+	}
+}

@@ -1,0 +1,505 @@
+package link
+
+// Impairment: a Link around a Link that plays a bad line (package impair), changed at any time. While nothing is set it
+// hands calls through. While something is, frames of either way are copied into an impair.Line and come out when they
+// have arrived: one clock, one heap and one timer a way.
+//
+// Who uses it by Poll's descriptor is told by OnDue's functions that something has come due, and calls TryReadFrames and
+// TryWriteFrames then, the latter with no frames. Else a goroutine reads the wire, and one writes to it.
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vmnetd/vmnetd/impair"
+)
+
+const (
+	// As many frames and bytes leave the line at once: what a batch of a stream has, and a socket's buffer.
+	impairFrames = 256
+	impairBytes  = 256 << 10
+)
+
+// Impaired is a wire with faults.
+type Impaired struct {
+	inner        Link
+	polled       Polled // inner, or nil
+	gives, takes Offloads
+	began        time.Time
+	looped       atomic.Bool // used by Poll's descriptor
+	readDue      func()
+	writeDue     func()
+	dropped      func(uint64)
+
+	set    sync.Mutex // held while Set works
+	closed atomic.Bool
+	done   chan struct{}
+	wg     sync.WaitGroup
+
+	up, down way
+
+	// Of the reader only:
+	reading bool // through the line: what the wire has said is in in
+	// in is the wire's while reading: of the reading goroutine, if there is one.
+	in      Batch
+	bufs    [][]byte
+	scratch []byte
+	// Under up.mu, of the reading goroutine:
+	err   error
+	ended bool
+
+	// Of the writer only, under write:
+	write  sync.Mutex // the wire's writing side, while nobody polls
+	out    [][]byte   // have arrived
+	at     int        // the first that the wire has not taken
+	frames []Frame
+	kept   bool // the wire has not sent all that it took
+	flat   []byte
+	pump   sync.Once
+}
+
+// way is one direction.
+type way struct {
+	on    atomic.Bool // frames go through line
+	due   chan struct{}
+	mu    sync.Mutex
+	line  *impair.Line
+	timer *time.Timer
+	armed time.Duration // when timer fires; 0: it does not
+}
+
+// Impair returns a wire around l that s impairs, nil for not yet. It takes l over.
+func Impair(l Link, s *impair.Settings) (*Impaired, error) {
+	w := &Impaired{inner: l, began: time.Now(), done: make(chan struct{})}
+	w.polled, _ = l.(Polled)
+	w.gives, w.takes = OffloadsOf(l)
+	w.up.due, w.down.due = make(chan struct{}, 1), make(chan struct{}, 1)
+	if s != nil {
+		if err := w.Set(s); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// OnDue has read and write called when TryReadFrames or TryWriteFrames has something to do that the descriptor does not
+// tell, and dropped for frames that the line has dropped. They must not wait, nor call the wire. It is called before use.
+func (w *Impaired) OnDue(read, write func(), dropped func(frames uint64)) {
+	w.readDue, w.writeDue, w.dropped = read, write, dropped
+}
+
+// Set changes the settings; nil takes them off. What waits and is under way is not lost. Without a seed, the one in force
+// stays, or one is made.
+func (w *Impaired) Set(s *impair.Settings) error {
+	if s == nil {
+		s = &impair.Settings{}
+	}
+	if err := s.Check(); err != nil {
+		return err
+	}
+	w.set.Lock()
+	defer w.set.Unlock()
+	for _, d := range []*way{&w.up, &w.down} {
+		d.mu.Lock()
+		if d.line == nil {
+			if s.None() || w.closed.Load() {
+				d.mu.Unlock()
+				continue
+			}
+			d.line = impair.NewLine(d == &w.up)
+			d.line.Skip, d.line.Whole = Headroom, w.whole(d == &w.up)
+			first := *s
+			if first.Seed == 0 {
+				first.Seed = newSeed()
+			}
+			d.line.Set(w.now(), &first)
+			d.timer = time.AfterFunc(time.Hour, func() { w.fire(d) })
+			d.timer.Stop()
+		} else {
+			d.line.Set(w.now(), s)
+		}
+		if !d.line.None() {
+			d.on.Store(true)
+		}
+		w.arm(d)
+		d.mu.Unlock()
+		w.fire(d)
+	}
+	return nil
+}
+
+func newSeed() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return binary.LittleEndian.Uint64(b[:])>>12 | 1 // as JSON's numbers hold it (RFC 8259 §6)
+}
+
+// ImpairStats is what became of frames.
+type ImpairStats struct {
+	Up   []impair.ClassStats `json:"up"`
+	Down []impair.ClassStats `json:"down"`
+}
+
+// Stats returns what became of frames since the settings were first put in force.
+func (w *Impaired) Stats() (s ImpairStats) {
+	for _, x := range []struct {
+		d    *way
+		list *[]impair.ClassStats
+	}{{&w.up, &s.Up}, {&w.down, &s.Down}} {
+		x.d.mu.Lock()
+		if *x.list = []impair.ClassStats{}; x.d.line != nil {
+			*x.list = x.d.line.Stats(w.now())
+		}
+		x.d.mu.Unlock()
+	}
+	return s
+}
+
+func (w *Impaired) now() time.Duration { return time.Since(w.began) }
+
+// arm sets the timer for what is due next, under d.mu.
+func (w *Impaired) arm(d *way) {
+	if n := d.line.Dropped(); n > 0 && w.dropped != nil {
+		w.dropped(n)
+	}
+	next, ok := d.line.Next()
+	switch {
+	case !ok || w.closed.Load():
+		if d.armed != 0 {
+			d.timer.Stop()
+			d.armed = 0
+		}
+	case next != d.armed:
+		d.armed = next
+		d.timer.Reset(max(next-w.now(), 0))
+	}
+}
+
+// fire says that something of d has come due.
+func (w *Impaired) fire(d *way) {
+	if w.looped.Load() {
+		f := w.readDue
+		if d == &w.down {
+			f = w.writeDue
+		}
+		if f != nil {
+			f()
+		}
+		return
+	}
+	select {
+	case d.due <- struct{}{}:
+	default:
+	}
+}
+
+// Close implements Link. What was under way is dropped.
+func (w *Impaired) Close() error {
+	if !w.closed.Swap(true) {
+		close(w.done)
+	}
+	err := w.inner.Close()
+	w.wg.Wait()
+	for _, d := range []*way{&w.up, &w.down} {
+		d.mu.Lock()
+		if d.line != nil {
+			d.timer.Stop()
+			d.line.Clear()
+		}
+		d.mu.Unlock()
+	}
+	return err
+}
+
+// ReadFrames implements Link.
+func (w *Impaired) ReadFrames(b *Batch) error {
+	for {
+		if !w.reading {
+			if !w.up.on.Load() {
+				err := w.inner.ReadFrames(b)
+				if err != nil || !w.up.on.Load() {
+					return err
+				}
+				w.up.mu.Lock() // it was set while we waited, so it holds for these
+				w.send(b)
+				w.up.mu.Unlock()
+				b.Frames, b.Offloads = b.Frames[:0], b.Offloads[:0]
+			}
+			b.moveUnparsed(&w.in)
+			w.reading, w.ended, w.err = true, false, nil
+			w.wg.Add(1)
+			go w.read()
+		}
+		w.up.mu.Lock()
+		w.give(b)
+		err, over := w.err, w.ended && w.up.line.None()
+		switch {
+		case err != nil:
+		case over:
+			w.up.on.Store(false)
+		case w.ended && !w.up.line.Idle(): // it was set again
+			w.ended = false
+			w.wg.Add(1)
+			go w.read()
+		}
+		w.arm(&w.up)
+		w.up.mu.Unlock()
+		switch {
+		case len(b.Frames) > 0:
+			if over && err == nil {
+				w.handBack(b)
+			}
+			return nil
+		case err != nil:
+			return err
+		case over:
+			w.handBack(b)
+			continue
+		}
+		select {
+		case <-w.up.due:
+		case <-w.done:
+			return net.ErrClosed
+		}
+	}
+}
+
+// read is the goroutine that reads the wire into the line, until nothing is set any more.
+func (w *Impaired) read() {
+	defer w.wg.Done()
+	for {
+		w.in.Next()
+		err := w.inner.ReadFrames(&w.in)
+		w.up.mu.Lock()
+		w.send(&w.in)
+		w.err = err
+		ended := err != nil || w.up.line.Idle()
+		w.ended = ended
+		w.arm(&w.up)
+		w.up.mu.Unlock()
+		w.fire(&w.up)
+		if ended {
+			return
+		}
+	}
+}
+
+// handBack has the caller read the wire itself again.
+func (w *Impaired) handBack(b *Batch) {
+	w.in.moveUnparsed(b)
+	w.in.Release()
+	w.reading = false
+}
+
+// send puts what a batch has into the line, under up.mu.
+func (w *Impaired) send(b *Batch) {
+	for i, s := range b.Frames {
+		var o Offload
+		if i < len(b.Offloads) {
+			o = b.Offloads[i]
+		}
+		w.flatUp(b, s, o)
+	}
+}
+
+func (w *Impaired) flatUp(b *Batch, s Span, o Offload) {
+	l := w.up.line
+	if s.Len() < etherLen || s.Len() > MaxFrame {
+		return
+	}
+	buf := l.Buffer(Headroom + s.Len())
+	o.put(buf[Headroom-OffloadLen : Headroom])
+	b.copy(buf[Headroom:], s.off)
+	w.enter(&w.up, buf, o, w.gives)
+}
+
+// give takes what has arrived out of the line, under up.mu, and makes frames of b's of it.
+func (w *Impaired) give(b *Batch) {
+	b.Malformed, w.in.Malformed = b.Malformed+w.in.Malformed, 0
+	b.Overrun, w.in.Overrun = b.Overrun+w.in.Overrun, 0
+	l := w.up.line
+	w.bufs = l.Take(w.now(), w.bufs[:0], impairFrames, impairBytes)
+	for i, buf := range w.bufs {
+		b.Append(buf[Headroom:])
+		if w.gives&Told != 0 {
+			b.TakeUnfinished(0, len(buf)-Headroom, ParseOffload(buf[Headroom-OffloadLen:]))
+		} else {
+			b.Take(0, len(buf)-Headroom)
+		}
+		l.Free(buf)
+		w.bufs[i] = nil
+	}
+}
+
+// WriteFrames implements Link. While something is set it never waits.
+func (w *Impaired) WriteFrames(frames []Frame) (int, error) {
+	if !w.down.on.Load() {
+		w.write.Lock()
+		defer w.write.Unlock()
+		if !w.down.on.Load() { // the pump has not begun
+			return w.inner.WriteFrames(frames)
+		}
+	}
+	if w.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	w.pump.Do(func() {
+		w.wg.Add(1)
+		go w.writeAll()
+	})
+	w.sendDown(frames)
+	w.fire(&w.down)
+	return len(frames), nil
+}
+
+func (w *Impaired) sendDown(frames []Frame) {
+	w.down.mu.Lock()
+	defer w.down.mu.Unlock()
+	l := w.down.line
+	for i := range frames {
+		f := &frames[i]
+		var o Offload
+		buf := l.Buffer(Headroom + f.Len())
+		if w.takes != 0 {
+			o = f.Offload()
+		}
+		o.put(buf[Headroom-OffloadLen : Headroom])
+		f.AppendTo(buf[:Headroom])
+		w.enter(&w.down, buf, o, w.takes)
+	}
+	w.arm(&w.down)
+}
+
+// writeAll is the goroutine that writes to the wire what has arrived, while nobody polls.
+func (w *Impaired) writeAll() {
+	defer w.wg.Done()
+	for {
+		select {
+		case <-w.down.due:
+		case <-w.done:
+			return
+		}
+		w.write.Lock()
+		for w.takeDown() {
+			if _, err := w.inner.WriteFrames(w.frames); err != nil {
+				w.write.Unlock()
+				return // the reader's end says why
+			}
+			w.at = len(w.out)
+		}
+		w.write.Unlock()
+	}
+}
+
+// takeDown takes the next that have arrived out of the line, and reports whether there are any.
+func (w *Impaired) takeDown() bool {
+	d := &w.down
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, buf := range w.out {
+		d.line.Free(buf)
+		w.out[i] = nil
+	}
+	clear(w.frames)
+	w.out = d.line.Take(w.now(), w.out[:0], impairFrames, impairBytes)
+	w.at, w.frames = 0, w.frames[:0]
+	for _, buf := range w.out {
+		w.frames = append(w.frames, Frame{Head: buf})
+	}
+	if len(w.out) == 0 && d.line.None() && !w.kept {
+		d.on.Store(false)
+	}
+	w.arm(d)
+	return len(w.out) > 0
+}
+
+// Poll implements Polled.
+func (w *Impaired) Poll(f func(fd int) error) (bool, error) {
+	if w.polled == nil {
+		return false, nil
+	}
+	ok, err := w.polled.Poll(f)
+	if ok && err == nil {
+		w.looped.Store(true)
+	}
+	return ok, err
+}
+
+// TryReadFrames implements Polled.
+func (w *Impaired) TryReadFrames(b *Batch) error {
+	if !w.reading {
+		if !w.up.on.Load() {
+			return w.polled.TryReadFrames(b)
+		}
+		b.moveUnparsed(&w.in)
+		w.reading = true
+	}
+	w.in.Next()
+	err := w.polled.TryReadFrames(&w.in)
+	w.up.mu.Lock()
+	w.send(&w.in)
+	w.give(b)
+	over := w.up.line.None()
+	if over {
+		w.up.on.Store(false)
+	}
+	w.arm(&w.up)
+	w.up.mu.Unlock()
+	if over {
+		w.in.Next()
+		w.handBack(b)
+	}
+	if len(b.Frames) > 0 {
+		return nil // an error comes again
+	}
+	if err == nil {
+		err = ErrWait
+	}
+	return err
+}
+
+// TryWriteFrames implements Polled. While something is set it takes all frames.
+func (w *Impaired) TryWriteFrames(frames []Frame) (int, error) {
+	if !w.down.on.Load() {
+		return w.polled.TryWriteFrames(frames)
+	}
+	if w.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	if len(frames) > 0 {
+		w.sendDown(frames)
+	}
+	for {
+		if w.at == len(w.out) && !w.takeDown() && !w.kept {
+			return len(frames), nil
+		}
+		n, err := w.polled.TryWriteFrames(w.frames[w.at:])
+		w.at += n
+		if w.kept = err == ErrWait; err != nil {
+			return len(frames), err
+		}
+	}
+}
+
+// Prefix implements Prefixed.
+func (w *Impaired) Prefix() int {
+	if p, ok := w.inner.(Prefixed); ok {
+		return p.Prefix()
+	}
+	return Headroom
+}
+
+// MaxFrame implements Limited.
+func (w *Impaired) MaxFrame() int {
+	if x, ok := w.inner.(Limited); ok {
+		return x.MaxFrame()
+	}
+	return 0
+}
+
+// Offloads implements Offloading.
+func (w *Impaired) Offloads() (gives, takes Offloads) { return w.gives, w.takes }

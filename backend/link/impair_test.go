@@ -1,0 +1,380 @@
+package link
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vmnetd/vmnetd/impair"
+)
+
+func words(t testing.TB, text string) impair.Way {
+	t.Helper()
+	w, err := impair.ParseWay(text, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func numbered(n, size int) []byte {
+	b := make([]byte, size)
+	b[12], b[13] = 0x88, 0xb5
+	binary.BigEndian.PutUint32(b[14:], uint32(n))
+	return b
+}
+
+// reader collects what comes from a wire, and when.
+type reader struct {
+	mu   sync.Mutex
+	n    []int
+	at   []time.Duration
+	done chan error
+}
+
+func collect(l Link, began time.Time) *reader {
+	r := &reader{done: make(chan error, 1)}
+	go func() {
+		var b Batch
+		for {
+			b.Next()
+			if err := l.ReadFrames(&b); err != nil {
+				r.done <- err
+				return
+			}
+			r.mu.Lock()
+			for _, s := range b.Frames {
+				f := b.AppendTo(nil, s)
+				r.n = append(r.n, int(binary.BigEndian.Uint32(f[14:])))
+				r.at = append(r.at, time.Since(began))
+			}
+			r.mu.Unlock()
+		}
+	}()
+	return r
+}
+
+func (r *reader) all() ([]int, []time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.n), slices.Clone(r.at)
+}
+
+// Both ways of a wire take their time to the nanosecond, by the clock that everything else goes by, and what is set, set
+// otherwise and taken off while it works loses nothing and mixes nothing up.
+func TestImpairInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		guest, host := Pipe(64)
+		w, err := Impair(host, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in, out := collect(w, began), collect(guest, began)
+		n := 0
+		both := func() {
+			n++
+			f := numbered(n, 100)
+			if _, err := guest.WriteFrames([]Frame{NewFrame(f)}); err != nil {
+				t.Error(err)
+			}
+			if _, err := w.WriteFrames([]Frame{NewFrame(f)}); err != nil {
+				t.Error(err)
+			}
+		}
+		want := func(at time.Duration, up, down time.Duration) {
+			t.Helper()
+			for _, x := range []struct {
+				name string
+				r    *reader
+				late time.Duration
+			}{{"up", in, up}, {"down", out, down}} {
+				nums, times := x.r.all()
+				if len(nums) != n || nums[n-1] != n || times[n-1] != at+x.late {
+					t.Errorf("%s: %v at %v, want %d at %v", x.name, nums, times, n, at+x.late)
+				}
+			}
+		}
+		both()
+		synctest.Wait()
+		want(0, 0, 0)
+		for i, s := range []*impair.Settings{
+			{Up: words(t, "latency=50ms"), Down: words(t, "latency=20ms")},
+			{Up: words(t, "latency=5ms"), Down: words(t, "rate=8kbit,latency=1ms")}, // 100 ms for 100 bytes
+			nil,
+			{Down: words(t, "latency=7ms")},
+			nil,
+		} {
+			if err := w.Set(s); err != nil {
+				t.Fatal(err)
+			}
+			at := time.Since(began)
+			both()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			d := [][2]time.Duration{{50, 20}, {5, 101}, {0, 0}, {0, 7}, {0, 0}}[i]
+			want(at, d[0]*time.Millisecond, d[1]*time.Millisecond)
+		}
+		// What is under way when it is taken off comes at once, before what is sent after.
+		w.Set(&impair.Settings{Up: words(t, "latency=10s"), Down: words(t, "latency=10s")})
+		for range 50 {
+			both()
+		}
+		time.Sleep(time.Second)
+		w.Set(nil)
+		both()
+		synctest.Wait()
+		want(time.Since(began), 0, 0)
+		if nums, _ := in.all(); !slices.IsSorted(nums) {
+			t.Errorf("up: %v", nums)
+		}
+		if nums, _ := out.all(); !slices.IsSorted(nums) {
+			t.Errorf("down: %v", nums)
+		}
+		s := w.Stats()
+		if s.Up[0].Dropped() != 0 || s.Down[0].Dropped() != 0 {
+			t.Errorf("%+v", s)
+		}
+		// The end: what is under way is gone, and so are the goroutines (or the bubble does not end).
+		w.Set(&impair.Settings{Up: words(t, "latency=10s"), Down: words(t, "latency=10s")})
+		both()
+		w.Close()
+		if err := <-in.done; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("after Close: %v", err)
+		}
+		if err := <-out.done; !errors.Is(err, io.EOF) {
+			t.Errorf("the other end: %v", err)
+		}
+		if _, err := w.WriteFrames([]Frame{NewFrame(numbered(0, 60))}); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("writing after Close: %v", err)
+		}
+		w.Close()
+	})
+}
+
+// A guest that has gone ends the reader, though something is under way.
+func TestImpairGuestGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guest, host := Pipe(64)
+		w, err := Impair(host, &impair.Settings{Up: words(t, "latency=10s"), Down: words(t, "latency=10s")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := collect(w, time.Now())
+		guest.WriteFrames([]Frame{NewFrame(numbered(1, 60))})
+		w.WriteFrames([]Frame{NewFrame(numbered(1, 60))})
+		time.Sleep(time.Second)
+		guest.Close()
+		if err := <-in.done; !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+		w.Close()
+	})
+}
+
+func TestImpairRefuses(t *testing.T) {
+	_, host := Pipe(1)
+	defer host.Close()
+	w, err := Impair(host, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Set(&impair.Settings{Down: impair.Way{Loss: 2}}); err == nil {
+		t.Error("a loss of 200 % was taken")
+	}
+	if _, err := Impair(host, &impair.Settings{Up: impair.Way{Latency: -1}}); err == nil {
+		t.Error("a negative latency was taken")
+	}
+}
+
+// unfinishedWire says that its frames may be unfinished.
+type unfinishedWire struct {
+	Link
+	gives, takes Offloads
+}
+
+func (u unfinishedWire) Offloads() (gives, takes Offloads) { return u.gives, u.takes }
+
+// segment is a TCP segment with so much payload, its checksum right.
+func segment(v6 bool, payload int) []byte {
+	hl := 20
+	if v6 {
+		hl = 40
+	}
+	f := make([]byte, etherLen+hl+32+payload)
+	ip := f[etherLen:]
+	if v6 {
+		f[12], f[13], ip[0], ip[6] = 0x86, 0xdd, 0x60, 6
+		binary.BigEndian.PutUint16(ip[4:], uint16(32+payload))
+		for i := 8; i < 40; i++ {
+			ip[i] = byte(i)
+		}
+	} else {
+		f[12], ip[0], ip[9] = 8, 0x45, 6
+		binary.BigEndian.PutUint16(ip[2:], uint16(hl+32+payload))
+		copy(ip[12:], []byte{10, 0, 2, 15, 192, 0, 2, 1})
+		binary.BigEndian.PutUint16(ip[10:], ^sum(0, ip[:20]))
+	}
+	t := ip[hl:]
+	binary.BigEndian.PutUint32(t[4:], 0xffffff00) // sequence numbers wrap
+	t[12], t[13] = 8<<4, 0x10|8|1|0x80
+	for i := range t[32:] {
+		t[32+i] = byte(i * 7)
+	}
+	binary.BigEndian.PutUint16(t[16:], pseudo(ip, v6, 32+payload))
+	binary.BigEndian.PutUint16(t[16:], ^sum(0, t[:32+payload]))
+	return f
+}
+
+// Long segments become packets of the line, whoever left them uncut, each as its receiver wants it.
+func TestImpairCuts(t *testing.T) {
+	const told = Checksums | Segments | Told
+	for _, tt := range []struct {
+		name     string
+		offloads Offloads
+		offload  bool
+		words    string
+		size     int // of the largest piece's payload; 0: it stays whole
+	}{
+		{"large MTU", 0, false, "loss=0.0001%", 1448},
+		{"large MTU, a line of 900", 0, false, "loss=0.0001%,mtu=900", 848},
+		{"an offload", told, true, "loss=0.0001%", 1000},
+		{"nothing tells", Checksums | Segments, false, "loss=0.0001%", 1448},
+		{"latency alone", told, true, "latency=1ms", 0},
+	} {
+		for _, v6 := range []bool{false, true} {
+			for _, up := range []bool{false, true} {
+				if up && tt.offload {
+					continue // a Pipe cannot tell
+				}
+				synctest.Test(t, func(t *testing.T) {
+					guest, host := Pipe(64)
+					s := &impair.Settings{Down: words(t, tt.words), Up: words(t, tt.words)}
+					w, err := Impair(unfinishedWire{host, tt.offloads, tt.offloads}, s)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer w.Close()
+					const payload = 20000
+					whole := segment(v6, payload)
+					frame := NewFrame(whole)
+					hl := 20
+					if v6 {
+						hl = 40
+					}
+					if tt.offload {
+						kind := uint8(OffloadTCP4)
+						if v6 {
+							kind = OffloadTCP6
+						}
+						frame.SetOffload(Offload{Flags: OffloadSum, Kind: kind, Size: 1000, SumStart: uint16(etherLen + hl), SumAt: 16})
+					}
+					from, to := Link(w), guest
+					if up {
+						from, to = guest, w
+					}
+					if _, err := from.WriteFrames([]Frame{frame}); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Second)
+					var data []byte
+					var b Batch
+					pieces, most := 0, 0
+					for len(data) < payload {
+						b.Next()
+						if err := to.ReadFrames(&b); err != nil {
+							t.Fatal(err)
+						}
+						for _, sp := range b.Frames {
+							f := b.AppendTo(nil, sp)
+							h, th, total, ok := tcpOf(f)
+							if !ok || h != hl || th != 32 {
+								t.Fatalf("%s: a piece is no segment: % x", tt.name, f[:min(80, len(f))])
+							}
+							tcp := f[etherLen+h : etherLen+total]
+							if got := binary.BigEndian.Uint32(tcp[4:]); got != 0xffffff00+uint32(len(data)) {
+								t.Errorf("%s: sequence number %x", tt.name, got)
+							}
+							if !v6 && sum(0, f[etherLen:etherLen+20]) != 0xffff {
+								t.Errorf("%s: the IP header's checksum is wrong", tt.name)
+							}
+							if tt.offloads == 0 {
+								check := slices.Clone(tcp)
+								if s := sum(uint64(pseudo(f[etherLen:], v6, len(tcp))), check); s != 0xffff {
+									t.Errorf("%s: checksum %x", tt.name, s)
+								}
+							}
+							data = append(data, tcp[32:]...)
+							pieces++
+							most = max(most, len(tcp)-32)
+							last := len(data) == payload
+							if fin := tcp[13]&9 != 0; fin != last {
+								t.Errorf("%s: FIN and PSH in a piece of the middle, or none at the end", tt.name)
+							}
+							if cwr := tcp[13]&0x80 != 0; cwr != (pieces == 1) {
+								t.Errorf("%s: CWR", tt.name)
+							}
+						}
+					}
+					size := tt.size
+					if v6 && size != 1000 && size > 0 {
+						size -= 20
+					}
+					if size == 0 {
+						size = payload
+					}
+					if want := (payload + size - 1) / size; pieces != want || most != size {
+						t.Errorf("%s: %d pieces, the largest %d, want %d of %d", tt.name, pieces, most, want, size)
+					}
+					for i, x := range data {
+						if x != byte(i*7) {
+							t.Fatalf("%s: byte %d is wrong", tt.name, i)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// A frame that is damaged is finished before: its checksum is wrong when it comes.
+func TestImpairCorruptsFinished(t *testing.T) {
+	guest, host := Pipe(2000)
+	w, err := Impair(unfinishedWire{host, 0, Checksums | Segments | Told}, &impair.Settings{Down: words(t, "corrupt=100%"), Seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	const n = 200
+	for range n {
+		f := segment(false, 100)
+		tcp := f[etherLen+20:]
+		binary.BigEndian.PutUint16(tcp[16:], pseudo(f[etherLen:], false, 132))
+		frame := NewFrame(f)
+		frame.SetOffload(Offload{Flags: OffloadSum, SumStart: etherLen + 20, SumAt: 16})
+		if _, err := w.WriteFrames([]Frame{frame}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var b Batch
+	for got := 0; got < n; {
+		b.Next()
+		if err := guest.ReadFrames(&b); err != nil {
+			t.Fatal(err)
+		}
+		for _, sp := range b.Frames {
+			f := b.AppendTo(nil, sp)
+			ip, tcp := f[etherLen:], f[etherLen+20:]
+			if sum(0, ip[:20]) == 0xffff && sum(uint64(pseudo(ip, false, 132)), tcp) == 0xffff {
+				t.Fatal("the damage does not show")
+			}
+			got++
+		}
+	}
+}
