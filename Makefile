@@ -3,6 +3,8 @@
 # make bench   vmnetd beside its peers on this machine (root): BENCHFLAGS="--tests all --rounds 3 --markdown table.md",
 #              BENCHFLAGS=--help tells all
 # make build   bin/vmnetd
+# make release vmnetd for Linux, macOS and Windows in dist/, bit for bit the same wherever the same commit is built
+# make package deb and rpm in dist/
 # make fmt     format the tree
 # make clean   remove what make built
 
@@ -12,7 +14,7 @@ GO ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM = gotest.tools/gotestsum@v1.13.0
 
-.PHONY: build demo test bench check fmt clean
+.PHONY: build demo test bench release package check fmt clean
 
 build:
 	@mkdir -p bin
@@ -44,6 +46,12 @@ bench: build
 	@sh e2e/deps.sh bench
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./e2e/bench
 	@bin/bench $(BENCHFLAGS)
+
+release:
+	@$(GO) run ./contrib/release
+
+package:
+	@GO="$(GO)" sh contrib/package/build.sh dist
 
 check:
 	@sh e2e/deps.sh test

@@ -99,6 +99,8 @@ var rooms = []room{
 		"the guests' side of the stream framings: sharing package qemu's would share its mistakes"},
 	{"e2e/guestbin", []string{"e2e/vm/channel", "e2e/traffic", "e2e/space", "e2e/stream"}, nil,
 		"the guest's program: a client that shared vmnetd's parsers would share their mistakes"},
+	{"contrib/release", nil, nil,
+		"builds what is handed out: it runs before there is anything of ours"},
 	{"e2e/demo", []string{"e2e/vm"}, nil,
 		"what a user does, with the built binary"},
 }
