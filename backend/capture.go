@@ -327,6 +327,35 @@ func (x *Capture) Kept() (io.Reader, int64) {
 	return x.kept.Reader()
 }
 
+// CopyKept writes what a capture in memory has to w, and what it comes to have, until it is over or stop is closed. It
+// writes in pieces that end anywhere.
+func (x *Capture) CopyKept(stop <-chan struct{}, w io.Writer) error {
+	if x.kept == nil {
+		return captureWish("%s is not kept", x.id)
+	}
+	buf := make([]byte, 256<<10) // what the capture writes at a time
+	for off, last := int64(0), false; ; {
+		n, more := x.kept.From(buf, off)
+		if n > 0 {
+			if _, err := w.Write(buf[:n]); err != nil {
+				return err
+			}
+			off += int64(n)
+			continue
+		}
+		if last {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-x.Done():
+			last = true // all is written, perhaps just now
+		case <-stop:
+			return nil
+		}
+	}
+}
+
 // Info is the capture at this moment.
 func (x *Capture) Info() CaptureInfo {
 	f, why := x.s.Figures()

@@ -11,6 +11,7 @@ type Memory struct {
 	mu     sync.Mutex
 	chunks [][]byte // each but the last full
 	size   int64
+	more   chan struct{} // closed at the next write; nil if nobody waits
 }
 
 // memoryChunk is in what pieces memory is taken: a capture of a few packets takes little.
@@ -33,6 +34,28 @@ func (m *Memory) Write(b []byte) (int, error) {
 		b = b[k:]
 	}
 	m.size += int64(n)
+	if m.more != nil {
+		close(m.more)
+		m.more = nil
+	}
+	return n, nil
+}
+
+// From copies what there is from off on into p. Where there is nothing, more is closed when there is.
+func (m *Memory) From(p []byte, off int64) (n int, more <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if off >= m.size {
+		if m.more == nil {
+			m.more = make(chan struct{})
+		}
+		return 0, m.more
+	}
+	for off < m.size && n < len(p) {
+		k := copy(p[n:], m.chunks[off/memoryChunk][off%memoryChunk:])
+		n += k
+		off += int64(k)
+	}
 	return n, nil
 }
 
