@@ -61,6 +61,11 @@ func run(out, tree string, showVersion bool, want []string) error {
 	if tree != "" && len(want) != 1 {
 		return fmt.Errorf("-tree: want one target, as linux/amd64, not %q", want)
 	}
+	for _, target := range want {
+		if system, arch, ok := strings.Cut(target, "/"); !ok || system == "" || arch == "" {
+			return fmt.Errorf("%q: want SYSTEM/PROCESSOR, as linux/amd64", target)
+		}
+	}
 	work, err := os.MkdirTemp("", "release")
 	if err != nil {
 		return err
@@ -75,10 +80,7 @@ func run(out, tree string, showVersion bool, want []string) error {
 	}
 	var sums []string
 	for _, target := range want {
-		system, arch, ok := strings.Cut(target, "/")
-		if !ok {
-			return fmt.Errorf("%q: want SYSTEM/PROCESSOR, as linux/amd64", target)
-		}
+		system, arch, _ := strings.Cut(target, "/")
 		files, err := r.files(work, system, arch, papers)
 		if err != nil {
 			return fmt.Errorf("%s: %w", target, err)
