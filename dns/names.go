@@ -70,15 +70,19 @@ func (s *Server) judge(guest string, q *query) *wire.Msg {
 // no change have none.
 func (s *Server) siftRaw(guest string, q *query, raw []byte) []byte {
 	names := s.names()
-	if names == nil {
+	if names == nil && s.told == nil {
 		return raw
 	}
 	var m wire.Msg
 	err := m.Unpack(raw)
-	if err == nil && !s.sift(names, guest, q, &m, false) {
+	if names == nil || err == nil && !s.sift(names, guest, q, &m, false) {
+		if err == nil {
+			s.tell(guest, q, &m)
+		}
 		return raw
 	}
 	if err == nil {
+		s.tell(guest, q, &m)
 		m.Compress = true
 		raw, err = m.Pack()
 	}
@@ -101,18 +105,7 @@ func (s *Server) siftRaw(guest string, q *query, raw []byte) []byte {
 // It says whether anything was.
 func (s *Server) sift(names Names, guest string, q *query, m *wire.Msg, local bool) (changed bool) {
 	ways := aliases(q.key, m.Answer)
-	var addrs []netip.Addr
-	least := uint32(1<<32 - 1)
-	for _, rr := range m.Answer {
-		if a, ok := rrAddr(rr); ok {
-			if ttl, ok := ways[wire.CanonicalName(rr.Header().Name)]; ok {
-				least = min(least, ttl, rr.Header().Ttl)
-				if a = a.Unmap(); !slices.Contains(addrs, a) {
-					addrs = append(addrs, a)
-				}
-			}
-		}
-	}
+	addrs, least := addresses(ways, m)
 	var may []netip.Addr
 	if len(addrs) > 0 {
 		may = names.Answered(guest, strings.TrimSuffix(q.key, "."), addrs, time.Duration(least)*time.Second, local)
@@ -162,6 +155,33 @@ func (s *Server) sift(names Names, guest string, q *query, m *wire.Msg, local bo
 		m.AuthenticatedData = false
 	}
 	return changed
+}
+
+// addresses are those that an answer has for any of ways, and the least TTL
+// on the way to them.
+func addresses(ways map[string]uint32, m *wire.Msg) (addrs []netip.Addr, least uint32) {
+	least = 1<<32 - 1
+	for _, rr := range m.Answer {
+		if a, ok := rrAddr(rr); ok {
+			if ttl, ok := ways[wire.CanonicalName(rr.Header().Name)]; ok {
+				least = min(least, ttl, rr.Header().Ttl)
+				if a = a.Unmap(); !slices.Contains(addrs, a) {
+					addrs = append(addrs, a)
+				}
+			}
+		}
+	}
+	return addrs, least
+}
+
+// tell says what a guest is about to be told, if anybody wants to hear it.
+func (s *Server) tell(guest string, q *query, m *wire.Msg) {
+	if s.told == nil {
+		return
+	}
+	if addrs, _ := addresses(aliases(q.key, m.Answer), m); len(addrs) > 0 {
+		s.told(guest, strings.TrimSuffix(q.key, "."), addrs)
+	}
 }
 
 // aliases returns the names that key stands for by way of an answer's CNAME

@@ -55,6 +55,9 @@ type Config struct {
 	// say in it: nil, or a func that returns nil, is nobody. While somebody
 	// has, names that no host could have are NXDOMAIN.
 	Names func() Names
+	// Told hears which addresses a guest was given for a name: what Names left
+	// it. It must not wait. nil: nobody.
+	Told func(guest, name string, addrs []netip.Addr)
 
 	// Panicked is told of a panic in a goroutine that works for a guest, in
 	// place of the end of the process. The question stays without answer. nil:
@@ -188,7 +191,8 @@ type Server struct {
 	dial      func(context.Context, string, netip.AddrPort) (net.Conn, error)
 	now       func() time.Time
 	log       *slog.Logger
-	who       func() Names // may be nil
+	who       func() Names                                 // may be nil
+	told      func(guest, name string, addrs []netip.Addr) // may be nil
 	table     *table
 	resolvers atomic.Pointer[resolvers]
 	rotor     atomic.Uint64
@@ -256,6 +260,7 @@ func New(c Config) (*Server, error) {
 		now:      c.Now,
 		log:      c.Logger,
 		who:      c.Names,
+		told:     c.Told,
 		panicked: c.Panicked,
 		table:    newTable(domain, zones, c.Prefixes, c.Gateway, c.Host),
 		dropped:  make(map[Drop]*atomic.Uint64),
@@ -605,6 +610,7 @@ func (s *Server) read(guest string, msg []byte) (q *query, own []byte, chase *al
 	if names := s.names(); names != nil {
 		s.sift(names, guest, q, m, true)
 	}
+	s.tell(guest, q, m)
 	return q, q.pack(m), nil, nil
 }
 

@@ -169,6 +169,12 @@ func (t *Table) over(f *Flow) {
 func (t *Table) Refused(q Query, v Verdict) {
 	d := &t.feed
 	now := t.since()
+	var names []string
+	t.mu.Lock()
+	if u := t.guests[q.Guest]; u != nil {
+		names = u.called(&q)
+	}
+	t.mu.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	b := d.bounds[q.Guest]
@@ -189,7 +195,7 @@ func (t *Table) Refused(q Query, v Verdict) {
 		return
 	}
 	v.Allow, v.Inspect, v.Pending = false, nil, nil
-	f := &Flow{ID: t.nextID.Add(1), Query: q, Opened: time.Now(), table: t, first: v}
+	f := &Flow{ID: t.nextID.Add(1), Query: q, Opened: time.Now(), table: t, names: names, first: v}
 	f.verdict.Store(&f.first)
 	f.last.Store(int64(now))
 	f.stop(v.Reason)

@@ -43,6 +43,7 @@ type usage struct {
 	filled time.Duration // when they were counted
 	begun  uint64        // by the guest, let in or not for their rate alone
 	use    [numUses]Use
+	learnt *learnt // nil: nothing
 }
 
 // What is counted for each guest.
@@ -299,6 +300,7 @@ func (t *Table) Open(q Query, onEnd func(Reason)) (*Flow, Verdict) {
 		u.ping++
 		u.more(usePings, u.ping)
 	}
+	f.names = u.called(&q)
 	t.guests[q.Guest] = u // tidy may have taken it out together with the last flow it held
 	t.flows[f.ID] = f
 	t.states[protoIndex(f.Proto)][Dialing].Add(1)
