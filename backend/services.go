@@ -54,7 +54,7 @@ func (n *Network) startServices() error {
 	n.dns, err = dns.New(dns.Config{
 		Domain: c.Domain, Prefixes: []netip.Prefix{c.Prefix4, c.Prefix6},
 		Gateway: []netip.Addr{c.Gateway4, c.Gateway6}, Host: []netip.Addr{c.Gateway4, c.Gateway6},
-		Resolvers: c.Resolvers, Logger: n.log, Names: n.names, Panicked: n.failed,
+		Resolvers: c.Resolvers, Logger: n.log, Names: n.names, Told: n.flows.Learn, Panicked: n.failed,
 	})
 	if err != nil {
 		return fmt.Errorf("network %s: %w", c.Name, err)
