@@ -326,7 +326,7 @@ func TestFollowFlowsUnread(t *testing.T) {
 	reads := make(chan bool)
 	follows := make(chan bool, 1)
 	seen := make(chan *view, 1)
-	const all = 30000
+	const all = 12000 // more than are kept
 	go func() {
 		v := &view{kinds: map[string]int{}}
 		first := true
