@@ -171,8 +171,10 @@ function pressed(e) {
     if (field?.type === "search" && field.value) {
       field.value = "";
       field.dispatchEvent(new Event("input"));
-    } else if (field) field.blur();
-    else if (!flows.close()) hideToast();
+    } else if (!flows.close()) {
+      field?.blur();
+      hideToast();
+    }
     e.preventDefault();
     return;
   }
