@@ -69,7 +69,8 @@ type Server struct {
 	came          came         // while it runs
 	followers     atomic.Int64 // of events
 	flowFollowers atomic.Int64
-	changing      sync.Mutex // held while a policy is changed
+	tries         atomic.Int64 // of ports
+	changing      sync.Mutex   // held while a policy is changed
 
 	allowed func(peer) bool // nil: own uid and root. Tests put themselves outside.
 }
