@@ -78,7 +78,7 @@ var rooms = []room{
 		"the only place that knows HTTP; what it shows it asks the backend for, so the stack can change under it"},
 	{"ui", nil, nil,
 		"files for a browser, and their headers: what they show, the browser asks the API for"},
-	{"cmd/vmnetd", []string{"backend", "backend/control", "guestlog", "backend/link", "backend/egress", "flows", "dhcp", "dns", "portforward", "qemu", "vfkit", "netns", "cage", "policy", "config", "ui"},
+	{"cmd/vmnetd", []string{"backend", "capture", "backend/control", "guestlog", "backend/link", "backend/egress", "flows", "dhcp", "dns", "portforward", "qemu", "vfkit", "netns", "cage", "policy", "config", "ui"},
 		[]string{"backend/backendtest"},
 		"flags become a configuration, listeners become links; gVisor's types stay in backend"},
 	{"e2e", nil, []string{"e2e/vm", "e2e/vm/channel", "e2e/traffic", "e2e/space", "e2e/stream", "backend", "backend/control", "flows", "portforward"},

@@ -31,6 +31,7 @@ type serveFlags struct {
 	box      cageFlags
 	api      apiFlags
 	sv       serviceFlags
+	capture  captureFlags
 	addrs    []*[]string
 	networks *[]string
 	control  string
@@ -43,6 +44,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	f.box.addUser(fs)
 	f.api.add(fs)
 	f.sv.add(fs)
+	f.capture.add(fs)
 	f.addrs = addDoorFlags(fs.StringArray)
 	f.networks = fs.StringArray("network", nil, networkUsage)
 	fs.StringVar(&f.control, "control", "", "`PATH` of the control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")

@@ -18,6 +18,7 @@ func TestConfigKeys(t *testing.T) {
 	known := map[string]bool{
 		"network": true, "config": true, // the file's own form
 		"ready-fd": true, "pid-file": true, // whoever starts a daemon says them, each time anew
+		"capture":  true, // begins anew with each start
 		"restrict": true, // policy: {preset: restrict}
 	}
 	var look func(reflect.Type)

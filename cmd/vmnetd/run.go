@@ -24,6 +24,7 @@ func runCommand() *cobra.Command {
 	var n networkFlags
 	var ns spaceFlags
 	var box cageFlags
+	var record captureFlags
 	var sf serviceFlags
 	var ctl, logFile, mac string
 	c := &cobra.Command{
@@ -71,6 +72,7 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 	n.add(c.Flags(), slog.LevelWarn)
 	ns.add(c.Flags())
 	box.add(c.Flags())
+	record.add(c.Flags())
 	sf.add(c.Flags())
 	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default in a private folder)")
 	c.Flags().StringVar(&logFile, "log-file", "", "`FILE` that the log is appended to (default stderr)")
@@ -175,6 +177,9 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 				ctl = filepath.Join(own, "control.sock")
 			}
 			if err := d.listen(ctl); err != nil {
+				return err
+			}
+			if d.capture, err = record.open(); err != nil {
 				return err
 			}
 			if err := d.start(cfg, rules); err != nil {

@@ -153,6 +153,9 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		}
 		signals := make(chan os.Signal, 2)
 		notify(signals, endSignals)
+		if d.capture, err = f.capture.open(); err != nil {
+			return err
+		}
 		if err := d.start(cfg, rules); err != nil {
 			return err
 		}
@@ -210,6 +213,7 @@ type daemon struct {
 	removeControl func()
 	cage          confinement
 	handedControl bool               // it is systemd's
+	capture       *daemonCapture     // --capture
 	service       *service           // for who supervises us; nil: nobody
 	bound         []portforward.Rule // the first network's
 
@@ -301,6 +305,9 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		}
 	}
 	d.bound = plans[0].bound
+	if err := d.capture.begin(d.net); err != nil {
+		return err
+	}
 	srv := &control.Server{Networks: d.nets, Policies: d.policies, Version: versionString(), Logger: cfg.Logger, Profile: d.profile, Sandbox: d.sandbox, API: d.apiPlaces()}
 	for _, door := range d.doors {
 		at := door.String()
@@ -378,6 +385,7 @@ func (d *daemon) stop(patience time.Duration) {
 			})
 		}
 		ending.Wait()
+		d.capture.close()
 		cancel()
 		if d.endDoors != nil {
 			d.endWires()
