@@ -200,6 +200,9 @@ func (f *Flow) SetState(s State) {
 // Verdict is what let the flow in, or asks about it, as it was last judged.
 func (f *Flow) Verdict() Verdict { return *f.verdict.Load() }
 
+// First is the verdict that opened the flow, or asked about it.
+func (f *Flow) First() Verdict { return f.first }
+
 // SetVerdict has another verdict in force: the answer to the one that was pending, or a new policy's.
 func (f *Flow) SetVerdict(v Verdict) {
 	f.verdict.Store(&v)
