@@ -11,6 +11,7 @@ import (
 	"github.com/vmnetd/vmnetd/backend/egress"
 	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/impair"
 	"github.com/vmnetd/vmnetd/portforward"
 )
 
@@ -82,6 +83,9 @@ type Config struct {
 	Limits flows.Limits
 	// GuestLimits are guests' own, by the MAC that they show first. What they leave at zero is as in Limits.
 	GuestLimits map[string]flows.Limits
+	// Impair, if not nil, plays a bad line to each guest that has none in GuestImpair, which is by MAC or by name.
+	Impair      *impair.Settings
+	GuestImpair map[string]impair.Settings
 	// Memory, if not nil, is a target for the memory of the process. Networks may share it.
 	Memory *Memory
 

@@ -106,6 +106,7 @@ func (p *port) mayUse(src mac) bool {
 	if p.lastOwn && !p.known {
 		p.known = true
 		p.limit()
+		p.impair()
 	}
 	if !p.lastOwn && p.net.cfg.StrictLeases {
 		p.drop(flows.ReasonSpoofed)

@@ -108,6 +108,9 @@ type loop struct {
 	pause  bool      // the next read is to wait a moment
 	passed bool      // whoever answers what was read last does not answer this loop
 
+	due   atomic.Bool // the wire has frames that its descriptor does not tell of
+	again func()      // has the wire written to though there is nothing new
+
 	asleep atomic.Bool
 	mu     sync.Mutex
 	posted []func() // to be run by the loop
@@ -142,6 +145,7 @@ func newLoop(p *port) (*loop, error) {
 	l.upTimer.Stop()
 	l.downTimer = time.AfterFunc(paceWait, func() { l.post(func() {}) }) // the loop flushes each time that it runs
 	l.downTimer.Stop()
+	l.again = l.writeAgain
 	l.cut = p.cut
 	l.pass = func(pkt *stack.PacketBuffer) { l.acks.pass(pkt, l.cut) }
 	var err error
@@ -305,6 +309,10 @@ func (l *loop) run() error {
 				w.on(ev.Events)
 			}
 		}
+		if linkErr == nil && !l.deaf && l.due.Load() {
+			l.due.Store(false)
+			linkErr = l.readLink()
+		}
 		if linkErr != nil {
 			return linkErr
 		}
@@ -403,7 +411,7 @@ func (l *loop) spin() (int, error) {
 func (l *loop) pending() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.posted) > 0 || len(l.woken) > 0 || !l.wantOut && !l.slow && l.p.queue.waiting() || l.p.ctx.Err() != nil
+	return len(l.posted) > 0 || len(l.woken) > 0 || l.due.Load() && !l.deaf || !l.wantOut && !l.slow && l.p.queue.waiting() || l.p.ctx.Err() != nil
 }
 
 func (l *loop) epollNow() (int, error) {
@@ -623,15 +631,27 @@ func (l *loop) sendNow(frames []link.Frame) int {
 	l.p.txFrames.Add(uint64(n))
 	if err != nil { // the wire is full, perhaps within a frame, or over: the loop goes on with it, or finds out
 		l.behind = true
-		l.post(func() {
-			if !l.writing {
-				l.p.split.reset()
-				l.batch, l.next, l.writing = nil, 0, true
-			}
-		})
+		l.post(l.again)
 	}
 	return n
 }
+
+// writeAgain has the next flush write what the wire has kept.
+func (l *loop) writeAgain() {
+	if !l.writing {
+		l.p.split.reset()
+		l.batch, l.next, l.writing = nil, 0, true
+	}
+}
+
+// readDue and writeDue are told by the wire, from anywhere, that frames have come due that its descriptor does not tell
+// of (impair.go).
+func (l *loop) readDue() {
+	l.due.Store(true)
+	l.wake()
+}
+
+func (l *loop) writeDue() { l.post(l.again) }
 
 // end closes what the loop owns.
 func (l *loop) end() {

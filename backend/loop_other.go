@@ -20,6 +20,8 @@ func newLoop(*port) (*loop, error) { return nil, nil }
 
 func (*loop) run() error { return nil }
 func (*loop) wake()      {}
+func (*loop) readDue()   {}
+func (*loop) writeDue()  {}
 
 func (*loop) post(func()) bool { return false }
 

@@ -41,6 +41,7 @@ type Network struct {
 	seg      segment
 	inside   inside
 	limits   limitTable
+	impairs  impairTable
 	keep     keeper
 	captures captures
 
@@ -85,6 +86,9 @@ func New(c Config) (*Network, error) {
 		guestLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), bugLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), since: time.Now(), coming: make(chan struct{}, comingAtOnce), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
 	n.seg.init(n.shown)
 	if err := n.limits.init(&c); err != nil {
+		return nil, err
+	}
+	if err := n.impairs.init(&c); err != nil {
 		return nil, err
 	}
 	n.warned.init()

@@ -44,6 +44,7 @@ type port struct {
 	nic     *nic
 	stack   *stack.Stack
 	loop    *loop           // nil on the plain path
+	bad     *link.Impaired  // link, by another name
 	ctx     context.Context // ends with the port
 	stop    context.CancelFunc
 	come    func() // lets the next guest in, once; may be nil
@@ -106,6 +107,8 @@ const headLen = ethLen + 60 + 60
 func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (*port, error) {
 	p := &port{net: n, name: name, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue), bug: make(chan struct{})}
 	p.id = fmt.Sprintf("g%d", n.nextGuest.Add(1))
+	p.bad, _ = link.Impair(l, nil) // nothing that could be refused
+	p.link = p.bad
 	p.log = n.guestLog.With("guest", p.id)
 	p.queue = newQueue(func() { p.drop(flows.ReasonQueueFull) })
 	p.setLimits(n.flows.Limits())
@@ -131,8 +134,12 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 	if p.loop != nil {
 		p.queue.notify = p.loop.wake
 		p.buffers.post = p.loop.post
+		p.bad.OnDue(p.loop.readDue, p.loop.writeDue, p.impairedDrop)
 		p.after(p.ctx, "wake", p.loop.wake)
+	} else {
+		p.bad.OnDue(nil, nil, p.impairedDrop)
 	}
+	p.impair() // before its first frame
 	p.tcp.init(p)
 	p.udp.init(p)
 	p.limit()
@@ -162,6 +169,7 @@ func (p *port) run() error {
 		},
 		p.wg.Wait,
 		p.unlimit,
+		p.unimpair,
 		p.stack.Wait,
 		p.clock.stop,
 		p.batch.Release,

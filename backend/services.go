@@ -147,6 +147,7 @@ func (n *Network) leased(l dhcp.Lease, e dhcp.Event) {
 		n.seg.forget(l.Addr)
 	}
 	n.name(l.MAC)
+	n.leaseImpairs(l.Guest)
 	n.leaseEvent(l, e)
 	n.log.Debug("lease", "event", e, "address", l.Addr, "mac", l.MAC, "name", l.Name, "guest", l.Guest)
 }

@@ -48,6 +48,7 @@ const (
 	ReasonRateLimit   // too many of a kind at once: pings, DNS queries, DHCP requests
 	ReasonStorm       // broadcast and multicast beyond the port's rate
 	ReasonByteRate    // beyond the guest's bytes a second
+	ReasonImpaired    // lost on a line that is bad on purpose
 
 	numReasons
 )
@@ -88,6 +89,7 @@ var reasonNames = [numReasons]string{
 	ReasonRateLimit:    "rate-limit",
 	ReasonStorm:        "storm",
 	ReasonByteRate:     "byte-rate",
+	ReasonImpaired:     "impaired",
 }
 
 // NumReasons is how many reasons there are, for arrays indexed by Reason.

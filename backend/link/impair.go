@@ -36,6 +36,7 @@ type Impaired struct {
 	dropped      func(uint64)
 
 	set    sync.Mutex // held while Set works
+	force  impair.Settings
 	closed atomic.Bool
 	done   chan struct{}
 	wg     sync.WaitGroup
@@ -45,9 +46,8 @@ type Impaired struct {
 	// Of the reader only:
 	reading bool // through the line: what the wire has said is in in
 	// in is the wire's while reading: of the reading goroutine, if there is one.
-	in      Batch
-	bufs    [][]byte
-	scratch []byte
+	in   Batch
+	bufs [][]byte
 	// Under up.mu, of the reading goroutine:
 	err   error
 	ended bool
@@ -58,7 +58,6 @@ type Impaired struct {
 	at     int        // the first that the wire has not taken
 	frames []Frame
 	kept   bool // the wire has not sent all that it took
-	flat   []byte
 	pump   sync.Once
 }
 
@@ -103,6 +102,14 @@ func (w *Impaired) Set(s *impair.Settings) error {
 	}
 	w.set.Lock()
 	defer w.set.Unlock()
+	seed := w.force.Seed
+	w.force = *s
+	if w.force.Seed == 0 {
+		w.force.Seed = seed
+	}
+	if w.force.Seed == 0 && !s.None() {
+		w.force.Seed = newSeed()
+	}
 	for _, d := range []*way{&w.up, &w.down} {
 		d.mu.Lock()
 		if d.line == nil {
@@ -112,15 +119,13 @@ func (w *Impaired) Set(s *impair.Settings) error {
 			}
 			d.line = impair.NewLine(d == &w.up)
 			d.line.Skip, d.line.Whole = Headroom, w.whole(d == &w.up)
-			first := *s
-			if first.Seed == 0 {
-				first.Seed = newSeed()
-			}
+			first := w.force
 			d.line.Set(w.now(), &first)
 			d.timer = time.AfterFunc(time.Hour, func() { w.fire(d) })
 			d.timer.Stop()
 		} else {
-			d.line.Set(w.now(), s)
+			next := *s
+			d.line.Set(w.now(), &next)
 		}
 		if !d.line.None() {
 			d.on.Store(true)
@@ -136,6 +141,13 @@ func newSeed() uint64 {
 	var b [8]byte
 	rand.Read(b[:])
 	return binary.LittleEndian.Uint64(b[:])>>12 | 1 // as JSON's numbers hold it (RFC 8259 §6)
+}
+
+// Settings returns what is in force, with its seed.
+func (w *Impaired) Settings() impair.Settings {
+	w.set.Lock()
+	defer w.set.Unlock()
+	return w.force
 }
 
 // ImpairStats is what became of frames.
