@@ -19,6 +19,7 @@ read -r _ PACKAGE_VERSION SOURCE_DATE_EPOCH <<-END
 	$($go run ./contrib/release -version)
 END
 export PACKAGE_VERSION SOURCE_DATE_EPOCH
+maintainer=$(sed -n 's/^maintainer: //p' contrib/package/nfpm.yaml)
 for ARCH in "$@"; do
 	TREE=$work/$ARCH
 	export ARCH TREE
@@ -29,13 +30,26 @@ for ARCH in "$@"; do
 	mkdir "$TREE/doc/examples"
 	mv "$TREE/contrib/grafana" "$TREE/doc/examples/"
 	cp contrib/package/copyright "$TREE/doc/copyright"
-	gzip -9nc "$TREE/CHANGELOG.md" >"$TREE/doc/changelog.gz"
+	mv "$TREE/CHANGELOG.md" "$TREE/doc/changelog"
+	gzip -9n "$TREE/doc/changelog"
+	cat >"$work/changelog.Debian" <<-END
+		vmnetd ($PACKAGE_VERSION-1) unstable; urgency=medium
+
+		  * What changed is in changelog.gz.
+
+		 -- $maintainer  $(LC_ALL=C date -Rud "@$SOURCE_DATE_EPOCH")
+	END
+	gzip -9nc "$work/changelog.Debian" >"$work/changelog.Debian.gz"
+	mkdir -p "$TREE/deb"
+	cp "$work/changelog.Debian.gz" contrib/package/lintian-overrides "$TREE/deb/"
 	cp contrib/package/vmnetd.yaml "$TREE/"
 	# Modes and times are ours, not those of the folder that the source was fetched into.
 	chmod -R u=rwX,go=rX "$TREE"
-	find "$TREE/doc" "$TREE/vmnetd.yaml" -type f -exec chmod 644 {} +
+	find "$TREE/doc" "$TREE/deb" "$TREE/vmnetd.yaml" -type f -exec chmod 644 {} +
 	find "$TREE" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
 	for kind in deb rpm; do
-		$go run "$nfpm" package -f contrib/package/nfpm.yaml -p "$kind" -t "$out/" </dev/null
+		cp contrib/package/nfpm.yaml "$work/"
+		[ $kind = rpm ] || sed -i '/^license:/d' "$work/nfpm.yaml" # a deb's is in its copyright file
+		$go run "$nfpm" package -f "$work/nfpm.yaml" -p "$kind" -t "$out/" </dev/null
 	done
 done
