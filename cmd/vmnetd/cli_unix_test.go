@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -151,4 +152,31 @@ func (l *cli) listen(g *backendtest.Guest, port uint16) {
 	done := make(chan struct{})
 	go func() { defer close(done); s.Echo() }()
 	l.t.Cleanup(func() { s.Close(); <-done })
+}
+
+// serveHost serves on this host's loopback, and returns where guests find it.
+func serveHost(t *testing.T, serve func(net.Conn)) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns sync.Map
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns.Store(c, true)
+			wg.Go(func() { defer c.Close(); serve(c) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		conns.Range(func(c, _ any) bool { c.(net.Conn).Close(); return true })
+		wg.Wait()
+	})
+	return netip.AddrPortFrom(netip.MustParseAddr("10.0.2.2"), l.Addr().(*net.TCPAddr).AddrPort().Port())
 }

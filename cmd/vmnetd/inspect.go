@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/backend/control"
-	"github.com/vmnetd/vmnetd/flows"
 	"github.com/vmnetd/vmnetd/portforward"
 )
 
@@ -126,15 +125,6 @@ Add ,source=client to show the guest the client's own address in place of the ga
 	})
 	forwardRM.Flags().BoolVar(&cut, "cut", false, "end the TCP conversations that came through it, too")
 
-	var filter control.FlowFilter
-	flowsLS := in.command("ls", "List the conversations", exactly(0), func(ctx context.Context, c *control.Client, _ []string) error {
-		return showList(ctx, in, c, func() ([]flows.Snapshot, error) { return c.Flows(ctx, filter) }, writeFlows)
-	})
-	flowsLS.Flags().StringVar(&filter.Guest, "guest", "", "only this `GUEST`'s: id, name, MAC or address")
-	flowsLS.Flags().StringVar(&filter.Proto, "proto", "", "only this `PROTOCOL`: tcp, udp, icmp, icmp6")
-	flowsLS.Flags().StringVar(&filter.State, "state", "", "only in this `STATE`: dialing, open, closing")
-	flowsLS.Flags().StringVar(&filter.Direction, "direction", "", "only this `WAY`: in or out")
-
 	leasesLS := in.command("ls", "List the leases", exactly(0), func(ctx context.Context, c *control.Client, _ []string) error {
 		return showList(ctx, in, c, func() ([]control.Lease, error) { return c.Leases(ctx) }, writeLeases)
 	})
@@ -166,7 +156,7 @@ Add ,source=client to show the guest the client's own address in place of the ga
 		policyCommand(),
 		group("vm", "List and kick guests", "", vmLS, kick),
 		group("forward", "List, add and remove port forwards", "", forwardLS, forwardAdd, forwardRM),
-		group("flows", "List conversations", "", flowsLS),
+		flowsCommand(),
 		group("leases", "List and release leases", "", leasesLS, release),
 		group("dns", "List, add and remove local DNS records", "", dnsLS, dnsAdd, dnsRM),
 	}

@@ -22,7 +22,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/backend/control"
-	"github.com/vmnetd/vmnetd/flows"
 	"github.com/vmnetd/vmnetd/portforward"
 )
 
@@ -301,15 +300,6 @@ func writeForwards(w io.Writer, list []portforward.Status) {
 	head(w, "RULE", "STATE", "GUEST", "OPEN", "ACCEPTED", "REFUSED", "TO GUEST", "TO CLIENT", wide{"SINCE"}, wide{"ID"}, "LAST ERROR")
 	for _, f := range list {
 		row(w, f.Text, f.State, f.Guest, f.Active, f.Accepted, f.Refused, size(f.ToGuest), size(f.ToClient), wide{ago(f.Since)}, wide{f.ID}, f.LastError)
-	}
-}
-
-func writeFlows(w io.Writer, list []flows.Snapshot) {
-	head(w, "ID", "GUEST", "PROTO", "WAY", "FROM", "TO", "NAME", "STATE", wide{"WAITS"}, "UP", "DOWN", wide{"PACKETS UP"}, wide{"PACKETS DOWN"}, "IDLE", "AGE",
-		wide{"FORWARD"}, wide{"POLICY"})
-	for _, f := range list {
-		row(w, f.ID, f.Guest, f.Proto, f.Dir, f.Src, f.Dst, f.Name, f.State, wide{f.Waits}, size(f.UpBytes), size(f.DownBytes), wide{f.UpPkts}, wide{f.DownPkts},
-			while(time.Duration(f.IdleMS)*time.Millisecond), ago(f.Opened), wide{f.Rule}, wide{f.Policy})
 	}
 }
 
