@@ -190,6 +190,7 @@ func toDaemon(path string) http.Handler {
 			for _, h := range []string{"Origin", "Referer", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest", "Cookie"} {
 				r.Out.Header.Del(h) // the guard has looked at them; to the daemon it is this program that asks
 			}
+			r.Out.Header.Set("User-Agent", "vmnetd-ui/"+versionString())
 		},
 		ModifyResponse: func(r *http.Response) error {
 			r.Header.Set("X-Content-Type-Options", "nosniff")

@@ -2,13 +2,11 @@
 
 import * as api from "./api.js";
 import { $, el, text, show, options, Sheet } from "./dom.js";
-import { bytes, number, since, clock, plain } from "./format.js";
+import { bytes, number, clock, plain } from "./format.js";
 import { state, guestName, looked, where } from "./state.js";
 
 let toast = () => {};
 let soon = () => {}; // asks for the lists again
-
-const withNetwork = list => state.networks.length > 1 ? list : list.filter(c => c.id !== "network");
 
 // busy keeps a form from being sent twice, and shows what became of it.
 async function send(form, error, what) {
@@ -73,11 +71,9 @@ function buttons(sheet) {
   }
 }
 
-let forwards, records, leases;
+let forwards, records, own, leases;
 
-const presence = { yes: "there", no: "away" };
-const port = r => r.path || String(r.host_port ?? "");
-
+const presence = { present: "there", absent: "away", unknown: "not known" };
 export function setup(told, refresh) {
   toast = told;
   soon = refresh;
@@ -103,16 +99,19 @@ export function setup(told, refresh) {
     })) f.elements.rule.value = "";
   });
 
-  records = new Sheet($("dns-table"), "DNS records", [
-    { name: "Name", cls: "mono", text: r => r.name },
+  const record = [
+    { name: "Name", cls: "mono", text: r => r.name.replace(/\.$/, "") },
     { name: "Type", text: r => r.type },
     { name: "Value", cls: "mono", text: r => r.value },
     { name: "TTL", cls: "num", text: r => `${r.ttl} s` },
     { name: "From", text: r => ({ builtin: "the gateway", admin: "added", lease: "a lease" })[r.source] ?? r.source },
-    remover("Remove", r => `${r.name} ${r.type} ${r.value}`, r => r.source !== "builtin" && r.source !== "lease",
+  ];
+  own = new Sheet($("dns-own-table"), "The gateway’s own records", record, "There is none.");
+  records = new Sheet($("dns-table"), "DNS records", [...record,
+    remover("Remove", r => `${r.name.replace(/\.$/, "")} ${r.type} ${r.value}`, r => r.source !== "builtin" && r.source !== "lease",
       r => api.change("DELETE", "dns", { query: { ...where(r.network), name: r.name, type: r.type, value: r.value } }),
       r => api.change("POST", "dns", { query: where(r.network), body: { name: r.name, type: r.type, value: r.value, ttl: r.ttl } })),
-  ], "No name is known here.");
+  ], "No name was added, and no guest has leased under one.");
   $("dns-form").addEventListener("submit", async e => {
     e.preventDefault();
     const f = e.target, v = n => f.elements[n].value.trim();
@@ -147,10 +146,12 @@ export function setForwards(list) {
 
 export function setRecords(list) {
   list = list.filter(looked);
+  const key = r => [netKey(r), r.name, r.type, r.value, r.source].join(" ");
+  const builtin = list.filter(r => r.source === "builtin");
+  text($("dns-own-name"), `The gateway’s own, ${number(builtin.length)}`);
+  own.set(builtin, key);
   // What somebody added first: it is what they look for.
-  const order = { admin: 0, lease: 1, builtin: 2 };
-  list.sort((a, b) => (order[a.source] ?? 0) - (order[b.source] ?? 0));
-  records.set(list, r => [netKey(r), r.name, r.type, r.value, r.source].join(" "));
+  records.set([...list.filter(r => r.source === "admin"), ...list.filter(r => r.source !== "admin" && r.source !== "builtin")], key);
   buttons(records);
 }
 

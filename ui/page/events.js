@@ -20,14 +20,25 @@ export function setup() {
     { name: "Guest", fill(td, e) {
       if (e.guest) td.append(el("a", { href: `#flows?guest=${encodeURIComponent(e.guest)}` }, guestName(e.network, e.guest)));
     } },
-    { name: "What", cls: "what", text: e => [e.subject && !e.text?.includes(e.subject) ? e.subject : "", e.text, e.reason && !e.text?.includes(e.reason) ? `(${e.reason})` : "",
-      e.count > 1 ? `${number(e.count)} times` : "", e.missed ? `and ${number(e.missed)} more of these before` : ""].filter(Boolean).join(" ") },
+    { name: "What", cls: "what", text: what },
   ], "Nothing has happened yet.");
   $("event-filter").addEventListener("input", draw);
   $("event-kind").addEventListener("change", draw);
   $("event-save").addEventListener("click", () => {
     save(new Blob([list.map(e => JSON.stringify(e) + "\n").join("")], { type: "application/jsonl" }), "vmnetd-events.jsonl");
   });
+}
+
+// what is said of an event, once each.
+function what(e) {
+  const said = e.text ?? "", has = s => said.includes(s);
+  return [
+    e.subject && !e.kind.startsWith("forward-") && !has(e.subject) && e.subject,
+    said,
+    e.reason && !has(e.reason) && `(${e.reason})`,
+    e.count > 1 && !has("times") && `${number(e.count)} times`,
+    e.missed && `and ${number(e.missed)} more of these before`,
+  ].filter(Boolean).join(" ");
 }
 
 let waiting = 0;

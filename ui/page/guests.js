@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { $, el, text, show } from "./dom.js";
-import { bytes, rate, number, since, plain } from "./format.js";
+import { bytes, number, plain, rate, since } from "./format.js";
 import { state, guestKey, looked, where } from "./state.js";
 
 const kept = 60;      // seconds of a sparkline
@@ -110,6 +110,7 @@ class Card {
     const sent = h.sent.at(-1) ?? 0, got = h.got.at(-1) ?? 0;
     text(this.sent, rate(sent));
     text(this.got, rate(got));
+    this.node.classList.toggle("idle", sent < 1 && got < 1);
     this.spark.draw(h, name);
     text(this.sum, `${bytes(g.rx_bytes)} sent, ${bytes(g.tx_bytes)} received`);
     const hits = limits.get(guestKey(g.network, g.id)) ?? [];

@@ -45,7 +45,7 @@ export function draw(st) {
         n.strict_leases && ["Strict leases", "guests send as what they were given only"],
         n.routes && ["Routes", n.routes.join(", ")],
         ["Resolvers", (n.resolvers ?? []).join(", ")],
-        ["Ping", `IPv4 ${n.ping4}; IPv6 ${n.ping6}`],
+        ["Ping", n.ping4 === n.ping6 ? n.ping4 : [`IPv4: ${n.ping4}`, `IPv6: ${n.ping6}`]],
         ["Running", since(n.since)],
         ["Flows", `${number(n.flows)} now, ${number(n.flows_total)} ever`],
       ]),
