@@ -31,6 +31,7 @@ type File struct {
 	Control  string    `yaml:"control" json:"control,omitempty" flag:"control"`
 	Memory   string    `yaml:"memory" json:"memory,omitempty" flag:"memory"`
 	Log      Log       `yaml:"log" json:"log,omitzero"`
+	FlowLog  FlowLog   `yaml:"flow-log" json:"flow-log,omitzero"`
 	Sandbox  Sandbox   `yaml:"sandbox" json:"sandbox,omitzero"`
 	Pprof    *bool     `yaml:"pprof" json:"pprof,omitempty" flag:"pprof"`
 
@@ -91,6 +92,14 @@ type Doors struct {
 type Log struct {
 	Level  string `yaml:"level" json:"level,omitempty" flag:"log-level"`
 	Format string `yaml:"format" json:"format,omitempty" flag:"log-format"`
+}
+
+// FlowLog is where it is written what becomes of conversations.
+type FlowLog struct {
+	File string `yaml:"file" json:"file,omitempty" flag:"flow-log"`
+	Size string `yaml:"size" json:"size,omitempty" flag:"flow-log-size"`
+	Keep string `yaml:"keep" json:"keep,omitempty" flag:"flow-log-keep"`
+	Only string `yaml:"only" json:"only,omitempty" flag:"flow-log-only"`
 }
 
 // Sandbox is how the daemon shuts itself in.

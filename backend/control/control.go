@@ -66,6 +66,15 @@ type Status struct {
 	API      []string         `json:"api,omitempty"` // where it answers: "unix:/run/…", "tcp:127.0.0.1:8080, token in /run/…"
 	Networks []backend.Status `json:"networks"`
 	Sandbox  *Sandbox         `json:"sandbox,omitempty"`
+	FlowLog  *FlowLog         `json:"flow_log,omitempty"`
+}
+
+// FlowLog is how the log of conversations does.
+type FlowLog struct {
+	Path  string `json:"path"`
+	Lines uint64 `json:"lines"`           // written
+	Lost  uint64 `json:"lost"`            // changes that could not be written, or not in time
+	Error string `json:"error,omitempty"` // why it cannot be written now
 }
 
 // Sandbox are the walls that the daemon has put around itself.

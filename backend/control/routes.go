@@ -75,6 +75,9 @@ func (s *Server) status(c *call) (reply, error) {
 	if st.Listen == nil {
 		st.Listen = []string{}
 	}
+	if s.FlowLog != nil {
+		st.FlowLog = s.FlowLog()
+	}
 	if s.Sandbox != nil {
 		box := s.Sandbox()
 		st.Sandbox = &box

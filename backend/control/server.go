@@ -57,6 +57,8 @@ type Server struct {
 	Logger *slog.Logger
 	// Sandbox says which walls stand around the daemon, for Status. nil: it does not tell.
 	Sandbox func() Sandbox
+	// FlowLog says how the log of conversations does, for Status; it, or what it returns, may be nil: there is none.
+	FlowLog func() *FlowLog
 	// Profile opens /v1/debug/pprof/: Go's profiles of the process.
 	Profile bool
 

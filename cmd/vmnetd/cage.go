@@ -162,6 +162,9 @@ func (d *daemon) cagePlan(child int) (cage.Plan, error) {
 			p.Capabilities = append(p.Capabilities, "cap_net_admin") // leases are renewed, over netlink sockets that are open
 		}
 	}
+	if dir := d.flowLogFolder(); dir != "" {
+		p.Keep = append(p.Keep, dir)
+	}
 	if pid := d.service.pidFolder(); pid != "" { // it goes at the end
 		p.Sockets = append(p.Sockets, pid)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -37,11 +38,14 @@ func (d *daemon) cageUser(own string, kept []string) (*cage.User, error) {
 	}
 	for _, n := range d.plans {
 		if dir := n.cfg.StateDir; dir != "" {
-			if err := handOverFolder(dir, u); err != nil {
+			if err := handOverFolder(dir, u, "leases-", "added-", d.flowLogName(dir)); err != nil {
 				return nil, hintError{fmt.Errorf("--state-dir %s: %w", dir, err),
 					fmt.Sprintf("the daemon becomes user %s: chown %[1]s the folder, name a new one, or say --user root", u.Name)}
 			}
 		}
+	}
+	if err := d.handOverFlowLog(u); err != nil {
+		return nil, err
 	}
 	return u, nil
 }
@@ -77,8 +81,9 @@ func findUser(name string) (*cage.User, error) {
 	return nil, usagef("--user %s: there is no such user", name)
 }
 
-// handOverFolder makes a state folder of root's the user's, if there is nothing in it but what we put there.
-func handOverFolder(dir string, u *cage.User) error {
+// handOverFolder makes a folder of root's the user's, if there is nothing in it but what we put there, by what such names
+// begin with.
+func handOverFolder(dir string, u *cage.User, begins ...string) error {
 	fi, err := os.Stat(dir)
 	if err != nil {
 		return err
@@ -93,7 +98,7 @@ func handOverFolder(dir string, u *cage.User) error {
 	}
 	for _, e := range list {
 		name := e.Name()
-		ours := strings.HasPrefix(name, "leases-") || strings.HasPrefix(name, "added-")
+		ours := slices.ContainsFunc(begins, func(s string) bool { return s != "" && strings.HasPrefix(name, s) })
 		if st.Uid != 0 || !ours || !e.Type().IsRegular() {
 			return fmt.Errorf("it belongs to user %d and %s is in it", st.Uid, filepath.Join(dir, name))
 		}

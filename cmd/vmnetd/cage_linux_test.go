@@ -146,7 +146,7 @@ func TestHandOverFolder(t *testing.T) {
 			if err := os.Chown(dir, tt.uid, tt.uid); err != nil {
 				t.Fatal(err)
 			}
-			err := handOverFolder(dir, u)
+			err := handOverFolder(dir, u, "leases-", "added-", "")
 			if got := owner(dir); got != tt.after || (err == nil) != (tt.after == 65534) {
 				t.Errorf("%v, and the folder is user %d's, want %d's", err, got, tt.after)
 			}

@@ -31,6 +31,7 @@ type serveFlags struct {
 	box      cageFlags
 	api      apiFlags
 	sv       serviceFlags
+	flowLog  flowLogFlags
 	capture  captureFlags
 	addrs    []*[]string
 	networks *[]string
@@ -44,6 +45,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	f.box.addUser(fs)
 	f.api.add(fs)
 	f.sv.add(fs)
+	f.flowLog.add(fs)
 	f.capture.add(fs)
 	f.addrs = addDoorFlags(fs.StringArray)
 	f.networks = fs.StringArray("network", nil, networkUsage)
@@ -228,7 +230,9 @@ func checkSetting(s config.Setting, networks []string) (err error) {
 			}
 		}
 	}
-	_, _, err = f.n.config(io.Discard)
+	if err = f.flowLog.check(); err == nil {
+		_, _, err = f.n.config(io.Discard)
+	}
 	var usage usageError
 	if errors.As(err, &usage) {
 		err = usage.error
@@ -333,6 +337,7 @@ func (f *serveFlags) inForce(fs *pflag.FlagSet) (*config.File, error) {
 	out := &config.File{Control: controlPath(f.control), Memory: f.n.memory.String(), Pprof: &f.n.profile,
 		Log:     config.Log{Level: strings.ToLower(f.n.logLevel.String()), Format: f.n.logFormat},
 		Sandbox: config.Sandbox{Mode: f.box.mode.String(), Folders: f.box.folders, CoreDumps: &f.box.coreDumps, User: f.box.user}}
+	out.FlowLog = f.flowLog.file()
 	for _, p := range plans {
 		n, err := p.file()
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/backend/control"
+	"github.com/vmnetd/vmnetd/flowlog"
 	"github.com/vmnetd/vmnetd/guestlog"
 	"github.com/vmnetd/vmnetd/policy"
 	"github.com/vmnetd/vmnetd/portforward"
@@ -156,6 +157,9 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		if d.capture, err = f.capture.open(); err != nil {
 			return err
 		}
+		if err := f.flowLog.open(d); err != nil {
+			return err
+		}
 		if err := d.start(cfg, rules); err != nil {
 			return err
 		}
@@ -214,6 +218,7 @@ type daemon struct {
 	cage          confinement
 	handedControl bool               // it is systemd's
 	capture       *daemonCapture     // --capture
+	flowLog       *flowlog.Log       // nil: none is wanted
 	service       *service           // for who supervises us; nil: nobody
 	bound         []portforward.Rule // the first network's
 
@@ -308,7 +313,10 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 	if err := d.capture.begin(d.net); err != nil {
 		return err
 	}
-	srv := &control.Server{Networks: d.nets, Policies: d.policies, Version: versionString(), Logger: cfg.Logger, Profile: d.profile, Sandbox: d.sandbox, API: d.apiPlaces()}
+	for _, n := range d.nets {
+		d.logFlows(n)
+	}
+	srv := &control.Server{Networks: d.nets, Policies: d.policies, Version: versionString(), Logger: cfg.Logger, Profile: d.profile, Sandbox: d.sandbox, FlowLog: d.flowLogStatus, API: d.apiPlaces()}
 	for _, door := range d.doors {
 		at := door.String()
 		if door.network != "" {
@@ -385,6 +393,9 @@ func (d *daemon) stop(patience time.Duration) {
 			})
 		}
 		ending.Wait()
+		if d.flowLog != nil {
+			d.flowLog.Close()
+		}
 		d.capture.close()
 		cancel()
 		if d.endDoors != nil {
@@ -420,7 +431,7 @@ func (d *daemon) removeFiles() {
 // tell prints how guests plug in, and what the system picked.
 func (d *daemon) tell(c *cobra.Command) {
 	out := c.OutOrStdout()
-	if slices.ContainsFunc(d.doors, func(door *door) bool { return door.stdio }) {
+	if slices.ContainsFunc(d.doors, func(door *door) bool { return door.stdio }) || d.flowLog != nil && d.flowLog.File() == nil {
 		out = c.ErrOrStderr()
 	}
 	for i, n := range d.nets {
