@@ -65,6 +65,7 @@ type Network struct {
 	StrictLeases   *bool                        `yaml:"strict-leases" json:"strict-leases,omitempty" flag:"strict-leases"`
 	StateDir       string                       `yaml:"state-dir" json:"state-dir,omitempty" flag:"state-dir"`
 	Limits         map[string]string            `yaml:"limits" json:"limits,omitempty" flag:"limit"`
+	Impair         []string                     `yaml:"impair" json:"impair,omitempty" flag:"impair"`
 	GuestLimits    map[string]map[string]string `yaml:"guest-limits" json:"guest-limits,omitempty" flag:"limit"` // by MAC
 }
 

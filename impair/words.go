@@ -658,3 +658,85 @@ func (s *Settings) UnmarshalJSON(b []byte) error {
 	}
 	return s.Check()
 }
+
+// ParseSettings reads settings in one line: a preset's name; a Way, for both directions; or a list of up=WAY, down=WAY,
+// both=WAY, flow=NAME:MATCH and seed=N with spaces between, in which up, down and both behind a flow are the flow's:
+//
+//	3g
+//	rate=10mbit,latency=50ms
+//	down=rate=10mbit up=rate=1mbit flow=dns:*:udp:53 down=loss=20% seed=7
+func ParseSettings(text string, files Files) (s Settings, err error) {
+	fields := strings.Fields(text)
+	if len(fields) == 1 && !strings.Contains(text, "=") && fields[0] != "none" {
+		return Preset(fields[0])
+	}
+	up, down := &s.Up, &s.Down
+	for _, f := range fields {
+		name, value, _ := strings.Cut(f, "=")
+		switch name {
+		case "flow":
+			flow, match, ok := strings.Cut(value, ":")
+			if !ok {
+				return s, fmt.Errorf("flow %.40q: want NAME:MATCH as flow=dns:*:udp:53", value)
+			}
+			m, err := ParseMatch(match)
+			if err != nil {
+				return s, fmt.Errorf("flow %.40s: %w", flow, err)
+			}
+			s.Flows = append(s.Flows, Flow{Name: flow, Match: m})
+			up, down = &s.Flows[len(s.Flows)-1].Up, &s.Flows[len(s.Flows)-1].Down
+		case "seed":
+			if s.Seed, err = strconv.ParseUint(value, 10, 53); err != nil { // what JSON's numbers hold
+				return s, fmt.Errorf("seed %.40q: want a number up to 9007199254740991", value)
+			}
+		case "up", "down", "both":
+			w, err := ParseWay(value, files)
+			if err != nil {
+				return s, fmt.Errorf("%s: %w", name, err)
+			}
+			if name != "down" {
+				*up = w
+			}
+			if name != "up" {
+				*down = w
+			}
+		default:
+			w, err := ParseWay(f, files)
+			if err != nil {
+				return s, err
+			}
+			*up, *down = w, w
+		}
+	}
+	return s, s.Check()
+}
+
+// String is what ParseSettings reads.
+func (s *Settings) String() string {
+	var list []string
+	ways := func(up, down *Way) {
+		a, b := up.String(), down.String()
+		if a == b && a != "none" {
+			list = append(list, "both="+a)
+			return
+		}
+		if a != "none" {
+			list = append(list, "up="+a)
+		}
+		if b != "none" {
+			list = append(list, "down="+b)
+		}
+	}
+	ways(&s.Up, &s.Down)
+	for i := range s.Flows {
+		list = append(list, "flow="+s.Flows[i].Name+":"+s.Flows[i].Match.String())
+		ways(&s.Flows[i].Up, &s.Flows[i].Down)
+	}
+	if s.Seed != 0 {
+		list = append(list, fmt.Sprintf("seed=%d", s.Seed))
+	}
+	if len(list) == 0 {
+		return "none"
+	}
+	return strings.Join(list, " ")
+}

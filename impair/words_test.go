@@ -319,3 +319,30 @@ func FuzzFrames(f *testing.F) {
 		}
 	})
 }
+
+func TestParseSettings(t *testing.T) {
+	for in, want := range map[string]string{
+		"3g":                       "up=rate=768kbit,latency=150ms down=rate=1.6mbit,latency=150ms",
+		"none":                     "",
+		"rate=10mbit,latency=50ms": "both=rate=10mbit,latency=50ms",
+		"down=rate=10mbit up=rate=1mbit flow=dns:*:udp:53 down=loss=20% flow=v6:[2001:db8::/32]:tcp both=loss=1% seed=7": "up=rate=1mbit down=rate=10mbit flow=dns:*:udp:53 down=loss=20% flow=v6:[2001:db8::/32]:tcp both=loss=1% seed=7",
+		"4h": "!one of lte", "down=loss=7": "!down: loss", "flow=dns": "!NAME:MATCH", "flow=dns:x:y": "!flow dns", "seed=-1": "!number up to", "flow=default:*": "!another name", "": "",
+	} {
+		s, err := ParseSettings(in, nil)
+		if strings.HasPrefix(want, "!") {
+			if err == nil || !strings.Contains(err.Error(), want[1:]) {
+				t.Errorf("%q: %v, want an error with %q", in, err, want[1:])
+			}
+			continue
+		}
+		if want == "" {
+			want = "none"
+		}
+		if err != nil || s.String() != want {
+			t.Errorf("%q: %q, %v, want %q", in, s.String(), err, want)
+		}
+		if back, err := ParseSettings(want, nil); err != nil || !reflect.DeepEqual(back, s) {
+			t.Errorf("%q: read back as %+v, %v", want, back, err)
+		}
+	}
+}

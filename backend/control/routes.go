@@ -21,7 +21,7 @@ var (
 )
 
 func (s *Server) routes() []route {
-	return slices.Concat(s.waitRoutes(), s.policyRoutes(), limitRoutes(), s.flowRoutes(), s.captureRoutes(), []route{
+	return slices.Concat(s.waitRoutes(), s.policyRoutes(), limitRoutes(), impairRoutes(), s.flowRoutes(), s.captureRoutes(), []route{
 		{path: "/v1/status", on: verbs{
 			"GET": {do: s.status, says: "Shows the daemon and its networks", gives: Status{}, whole: true}}},
 		{path: reloadPath, on: verbs{"POST": {do: s.reload, says: "Reads the daemon's configuration file again, and says what changed and what needs a restart", gives: Reload{}, whole: true}}},

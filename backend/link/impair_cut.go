@@ -2,8 +2,8 @@ package link
 
 // What an impaired line carries are packets of its MTU. A guest's kernel leaves it to its card to cut TCP segments of
 // 64 KiB, and a guest with a large MTU makes packets as long: lost or delayed in one piece they would be 44 packets with
-// one fate, which no line has. So they are cut as the card would, or a router that may, before they are sent. Any other
-// long packet goes whole: nobody may cut UDP but by fragments, and what is lost of one is lost of all.
+// one fate, which no line has. So they are cut as the card would, or a router that may, before they are sent; and new
+// connections are told of the line's size, as routers before tunnels tell them (MSS clamping). Any other long packet goes whole: nobody may cut UDP but by fragments, and what is lost of one is lost of all.
 
 import (
 	"encoding/binary"
@@ -22,7 +22,9 @@ func (w *Impaired) enter(d *way, buf []byte, o Offload, offloads Offloads) {
 	now := w.now()
 	l := d.line
 	mtu := 0
-	if o.Kind != 0 || len(buf)-Headroom-etherLen > 576 { // the least MTU that there is
+	if at := synOf(buf[Headroom:]); at > 0 {
+		clamp(buf[Headroom:], at, l.Cut(buf), o)
+	} else if o.Kind != 0 || len(buf)-Headroom-etherLen > 576 { // the least MTU that there is
 		mtu = l.Cut(buf)
 	}
 	if mtu == 0 {
@@ -79,6 +81,76 @@ func (w *Impaired) enter(d *way, buf []byte, o Offload, offloads Offloads) {
 		l.Send(now, piece)
 	}
 	l.Free(buf)
+}
+
+// synOf is where the largest segment's size stands in a SYN, 0 if there is none.
+func synOf(f []byte) int {
+	if len(f) < etherLen+40 {
+		return 0
+	}
+	ip, hl := f[etherLen:], 40
+	switch binary.BigEndian.Uint16(f[12:]) {
+	case 0x0800:
+		if hl = int(ip[0]&15) * 4; ip[9] != 6 || hl < 20 || binary.BigEndian.Uint16(ip[6:])&0x1fff != 0 {
+			return 0
+		}
+	case 0x86dd:
+		if ip[6] != 6 {
+			return 0
+		}
+	default:
+		return 0
+	}
+	if len(ip) < hl+20 || ip[hl+13]&2 == 0 {
+		return 0
+	}
+	end := hl + int(ip[hl+12]>>4)*4
+	if end > len(ip) {
+		return 0
+	}
+	const over, nop, mss = 0, 1, 2 // RFC 9293 §3.2
+	for i := hl + 20; i+1 < end && ip[i] != over; {
+		switch {
+		case ip[i] == nop:
+			i++
+		case ip[i] == mss && ip[i+1] == 4 && i+4 <= end:
+			return etherLen + i + 2
+		case ip[i+1] < 2:
+			return 0
+		default:
+			i += int(ip[i+1])
+		}
+	}
+	return 0
+}
+
+// clamp lowers the size at at to what a packet of the line has room for, as routers before slow lines do: a sender that
+// counts its window in segments of 64 KiB has no measure for a line whose queue holds two of them.
+func clamp(f []byte, at, mtu int, o Offload) {
+	room := uint16(mtu - 40)
+	if f[12] == 0x86 {
+		room -= 20
+	}
+	was := binary.BigEndian.Uint16(f[at:])
+	if mtu == 0 || was <= room {
+		return
+	}
+	binary.BigEndian.PutUint16(f[at:], room)
+	if o.Flags&OffloadSum != 0 {
+		return // it is summed up later
+	}
+	hl := 40
+	if f[12] == 0x08 {
+		hl = int(f[etherLen]&15) * 4
+	}
+	check := f[etherLen+hl+16:]
+	old, now := was, room
+	if (at-etherLen-hl)&1 != 0 { // options need not lie even
+		old, now = old<<8|old>>8, now<<8|now>>8
+	}
+	n := uint32(^binary.BigEndian.Uint16(check)) + uint32(^old) + uint32(now) // RFC 1624
+	n = n>>16 + n&0xffff
+	binary.BigEndian.PutUint16(check, ^uint16(n>>16+n))
 }
 
 // tcpOf says how long the headers and all of a TCP packet are that may be cut.

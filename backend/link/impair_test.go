@@ -378,3 +378,91 @@ func TestImpairCorruptsFinished(t *testing.T) {
 		}
 	}
 }
+
+// New connections hear of the line's size, wherever the option lies, and the checksum stays right.
+func TestImpairClamps(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		for _, options := range [][]byte{{2, 4, 0xff, 0xc8, 1, 1, 4, 2}, {1, 2, 4, 0xff, 0xc8, 0, 0, 0}, {8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 2, 4, 0xff, 0xc8, 1, 1}} {
+			f := segment(v6, 16)
+			hl := 20
+			if v6 {
+				hl = 40
+			}
+			tcp := f[etherLen+hl:]
+			tcp = append(tcp[:20], options...)
+			f = f[:etherLen+hl+20+len(options)]
+			tcp[12], tcp[13] = byte(20+len(options))/4<<4, 2
+			set := func() {
+				if v6 {
+					binary.BigEndian.PutUint16(f[etherLen+4:], uint16(len(tcp)))
+				} else {
+					binary.BigEndian.PutUint16(f[etherLen+2:], uint16(hl+len(tcp)))
+				}
+				binary.BigEndian.PutUint16(tcp[16:], pseudo(f[etherLen:], v6, len(tcp)))
+				binary.BigEndian.PutUint16(tcp[16:], ^sum(0, tcp))
+			}
+			set()
+			at := synOf(f)
+			if at == 0 || binary.BigEndian.Uint16(f[at:]) != 0xffc8 {
+				t.Fatalf("%v: at %d", options, at)
+			}
+			clamp(f, at, 1500, Offload{})
+			want := uint16(1460)
+			if v6 {
+				want = 1440
+			}
+			if got := binary.BigEndian.Uint16(f[at:]); got != want {
+				t.Errorf("%v: %d, want %d", options, got, want)
+			}
+			if s := sum(uint64(pseudo(f[etherLen:], v6, len(tcp))), tcp); s != 0xffff {
+				t.Errorf("%v: checksum %x", options, s)
+			}
+			clamp(f, at, 9000, Offload{})
+			if got := binary.BigEndian.Uint16(f[at:]); got != want {
+				t.Errorf("%v was raised to %d", options, got)
+			}
+		}
+	}
+	for _, bad := range [][]byte{nil, make([]byte, 60), segment(false, 10)} {
+		if synOf(bad) != 0 {
+			t.Errorf("% x is a SYN", bad)
+		}
+	}
+}
+
+// Frames of any bytes go through a wire whose frames may be unfinished.
+func FuzzImpair(f *testing.F) {
+	f.Add(segment(false, 3000), uint8(1), uint8(1), uint16(1000), uint16(34), uint16(16))
+	f.Add(segment(true, 3000), uint8(1), uint8(4), uint16(8), uint16(54), uint16(16))
+	syn := segment(false, 0)
+	syn[etherLen+33] = 2
+	f.Add(syn, uint8(0), uint8(0), uint16(0), uint16(0), uint16(0))
+	f.Fuzz(func(t *testing.T, b []byte, flags, kind uint8, size, start, at uint16) {
+		if len(b) > MaxFrame {
+			return
+		}
+		for _, offloads := range []Offloads{0, Checksums | Segments, Checksums | Segments | Told} {
+			w := &Impaired{began: time.Now(), gives: offloads, takes: offloads}
+			if err := w.Set(&impair.Settings{Up: words(t, "corrupt=100%"), Down: words(t, "corrupt=50%,mtu=576"), Seed: 1}); err != nil {
+				t.Fatal(err)
+			}
+			o := Offload{Flags: flags, Kind: kind, Size: size, SumStart: start, SumAt: at}
+			for _, d := range []*way{&w.up, &w.down} {
+				if len(b) < etherLen {
+					continue
+				}
+				d.mu.Lock()
+				buf := d.line.Buffer(Headroom + len(b))
+				copy(buf[Headroom:], b)
+				o.put(buf[Headroom-OffloadLen : Headroom])
+				w.enter(d, buf, o, offloads)
+				d.line.Take(w.now(), nil, 1<<20, 1<<30)
+				if d.line.Held() != 0 {
+					t.Errorf("%d bytes are left", d.line.Held())
+				}
+				d.timer.Stop()
+				d.mu.Unlock()
+			}
+		}
+	})
+}

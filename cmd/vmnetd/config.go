@@ -391,6 +391,7 @@ func (p plan) file() (config.Network, error) {
 		}
 		n.GuestLimits[mac] = limitTexts(l)
 	}
+	n.Impair = impairTexts(&c)
 	audit := p.policy.audit != nil
 	n.Policy.Audit = &audit
 	preset := p.policy.doc.Preset

@@ -28,6 +28,7 @@ type networkFlags struct {
 	policy    policyFlags
 	chosen    chosenPolicy // by the flags, once config has looked at them
 	limits    []string
+	impair    []string
 	memory    memoryValue
 	profile   bool
 	logLevel  slog.Level
@@ -72,6 +73,7 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 	fs.BoolVar(&c.StrictLeases, "strict-leases", false, "let guests send only as what DHCP or --static gave them, by DHCPv6 for IPv6 (default: an address that nobody has is the first one's who shows it)")
 	fs.StringVar(&c.StateDir, "state-dir", "", "`FOLDER` where leases, and the forwards and DNS records that were added meanwhile, survive a restart (default: they do not)")
 	fs.StringArrayVar(&n.limits, "limit", nil, limitUsage)
+	fs.StringArrayVar(&n.impair, "impair", nil, impairUsage)
 	fs.Var(&n.memory, "memory", memoryUsage)
 	fs.BoolVar(&n.profile, "pprof", false, "Go's profiles of the daemon on the control socket, under /v1/debug/pprof/")
 	n.logLevel = level
@@ -171,6 +173,9 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule
 	}
 	c.Logger = slog.New(n.handler(log))
 	if err := parseLimits(n.limits, &c); err != nil {
+		return fail(err)
+	}
+	if err := parseImpair(n.impair, &c); err != nil {
 		return fail(err)
 	}
 	if limit, ok := fileLimit(); ok && c.Limits.Total == 0 {
