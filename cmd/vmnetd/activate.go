@@ -1,7 +1,7 @@
 package main
 
 // Sockets that systemd opened (systemd.socket(5), sd_listen_fds(3)). FileDescriptorName= says what each is for: the name of
-// a framing makes it a door, "control" the control socket.
+// a framing makes it a door, "control" the control socket, "api" a port of the API.
 
 import (
 	"errors"
@@ -18,8 +18,8 @@ import (
 // firstHanded is SD_LISTEN_FDS_START.
 const firstHanded = 3
 
-// controlName is the name of the control socket.
-const controlName = "control"
+// controlName is the name of the control socket, apiName of where the API answers over TCP.
+const controlName, apiName = "control", "api"
 
 // handedSocket is one of systemd's.
 type handedSocket struct {
@@ -66,6 +66,13 @@ func (d *daemon) take(h handedSocket, plans []plan) error {
 	if name == controlName && !more {
 		return d.takeControl(h.fd)
 	}
+	if name == apiName {
+		a, err := apiAt(splitCommas(h.name)[1:], func() (*net.TCPListener, error) { return inheritedLoopback(h.fd) })
+		if err == nil {
+			d.api = append(d.api, a)
+		}
+		return err
+	}
 	var names []string
 	for _, f := range framings {
 		if _, ok := f.form("fd"); !ok {
@@ -95,7 +102,7 @@ func (d *daemon) take(h handedSocket, plans []plan) error {
 	if name == "connection" {
 		hint = "in the .socket unit, Accept=no: one daemon takes all guests"
 	}
-	return hintError{usagef("what is it for? want %s or %s", strings.Join(names, ", "), controlName), hint}
+	return hintError{usagef("what is it for? want %s, %s or %s", strings.Join(names, ", "), controlName, apiName), hint}
 }
 
 // boundAt is a listener's address as a flag has it.
@@ -111,6 +118,29 @@ func boundAt(a net.Addr) string {
 		return vsockName(a)
 	}
 	return ""
+}
+
+// inheritedLoopback is a listener that only this machine reaches.
+func inheritedLoopback(fd int) (*net.TCPListener, error) {
+	l, c, err := inherited(fd)
+	if err != nil {
+		return nil, err
+	}
+	t, ok := l.(*net.TCPListener)
+	if ok {
+		if _, err := apiAddress("tcp:" + t.Addr().String()); err != nil {
+			t.Close()
+			return nil, err
+		}
+		return t, nil
+	}
+	if l != nil {
+		l.Close()
+	}
+	if c != nil {
+		c.Close()
+	}
+	return nil, usagef("not a listening TCP socket: want ListenStream=127.0.0.1:PORT and Accept=no")
 }
 
 // takeControl makes a socket of systemd's the control socket. Its file stays systemd's.

@@ -73,18 +73,32 @@ func (f *apiFlags) open() (list []*apiPort, err error) {
 
 func openAPI(spec string) (*apiPort, error) {
 	parts := splitCommas(spec)
+	at, err := apiAddress(parts[0])
+	if err != nil {
+		return nil, err
+	}
+	return apiAt(parts[1:], func() (*net.TCPListener, error) { return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at)) })
+}
+
+// apiAt answers where listen does, by what stands behind an address.
+func apiAt(options []string, listen func() (*net.TCPListener, error)) (_ *apiPort, err error) {
 	file, option := "", ""
-	for _, o := range parts[1:] {
+	for _, o := range options {
 		name, value, ok := strings.Cut(o, "=")
 		if name != "token-file" || !ok || value == "" || file != "" {
 			return nil, usagef("%q: want token-file=PATH, once (a comma in a path is written twice)", o)
 		}
 		file = value
 	}
-	at, err := apiAddress(parts[0])
+	l, err := listen()
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			l.Close()
+		}
+	}()
 	if file == "" {
 		dir, err := makeRuntimeDir()
 		if err != nil {
@@ -95,16 +109,11 @@ func openAPI(spec string) (*apiPort, error) {
 	if file, err = filepath.Abs(file); err != nil {
 		return nil, err
 	}
-	if len(parts) > 1 {
+	if len(options) > 0 {
 		option = ",token-file=" + qemuEscape(file)
-	}
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
-	if err != nil {
-		return nil, err
 	}
 	token, err := ownToken(file)
 	if err != nil {
-		l.Close()
 		return nil, err
 	}
 	return &apiPort{l, token, file, option}, nil
@@ -218,7 +227,8 @@ func newClient(where string) (*control.Client, error) {
 
 // openAPI opens the API's ports.
 func (d *daemon) openAPI(f *apiFlags) (err error) {
-	d.api, err = f.open()
+	list, err := f.open()
+	d.api = append(d.api, list...) // behind systemd's
 	return err
 }
 

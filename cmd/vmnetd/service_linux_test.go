@@ -333,6 +333,7 @@ func TestActivateRefuses(t *testing.T) {
 	}
 	stream, other := fd("unix", filepath.Join(dir, "a")), fd("unix", filepath.Join(dir, "b"))
 	gram, tcp := fd("unixgram", filepath.Join(dir, "c")), fd("tcp", "127.0.0.1:0")
+	anywhere := fd("tcp", "0.0.0.0:0")
 	file, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
@@ -345,7 +346,7 @@ func TestActivateRefuses(t *testing.T) {
 		status  int
 		says    string
 	}{
-		{"", []*os.File{stream}, nil, 2, `socket 3 of systemd's, "LISTEN_FD_3": what is it for? want qemu, hyperkit, vde, vfkit, dgram, bess or control`},
+		{"", []*os.File{stream}, nil, 2, `socket 3 of systemd's, "LISTEN_FD_3": what is it for? want qemu, hyperkit, vde, vfkit, dgram, bess, control or api`},
 		{"vmnetd.socket", []*os.File{stream}, nil, 2, "FileDescriptorName="},
 		{"connection", []*os.File{stream}, nil, 2, "Accept=no"},
 		{"netns", []*os.File{stream}, nil, 2, "what is it for?"},
@@ -356,6 +357,9 @@ func TestActivateRefuses(t *testing.T) {
 		{"qemu,colour=red", []*os.File{stream}, nil, 2, "no option colour="},
 		{"control", []*os.File{tcp}, nil, 2, "not a listening unix socket"},
 		{"control", []*os.File{gram}, nil, 1, "not a stream socket"},
+		{"api", []*os.File{stream}, nil, 2, "not a listening TCP socket"},
+		{"api", []*os.File{anywhere}, nil, 2, "is no loopback address"},
+		{"api,colour=red", []*os.File{tcp}, nil, 2, "want token-file=PATH"},
 		{"control:control", []*os.File{stream, other}, nil, 1, "there is a control socket already"},
 		{"control", []*os.File{stream}, []string{"--control", filepath.Join(dir, "x")}, 2, "leave one of them out"},
 	} {
@@ -381,10 +385,14 @@ func TestActivateRefuses(t *testing.T) {
 	p.ends(0)
 
 	// A name may have an address's options, and sockets with frames apart are doors, too.
-	p = handing(t, "qemu,network=lab:vfkit,offloading=off", []*os.File{stream, gram}, "--network", "lab,net=10.9.0.0/24").start()
+	p = handing(t, "qemu,network=lab:vfkit,offloading=off:api,token-file="+filepath.Join(dir, "token"), []*os.File{stream, gram, tcp}, "--network", "lab,net=10.9.0.0/24").start()
 	p.says("network lab: guests plug in at unix:" + filepath.Join(dir, "a"))
 	p.says("guests plug in at unix:" + filepath.Join(dir, "c"))
 	p.says("control")
+	p.says("api http://127.0.0.1:")
+	if _, err := os.Stat(filepath.Join(dir, "token")); err != nil {
+		t.Error(err)
+	}
 	g, err := net.Dial("unix", filepath.Join(dir, "a"))
 	if err != nil {
 		t.Fatal(err)
