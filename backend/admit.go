@@ -76,7 +76,7 @@ func (n *Network) inRoutes(a netip.Addr) bool {
 }
 
 func (n *Network) isDoor(dst netip.AddrPort) bool {
-	for _, d := range n.cfg.Doors {
+	for _, d := range *n.doors.Load() {
 		if d.Port() == dst.Port() && (d.Addr() == dst.Addr() || d.Addr().IsUnspecified() && isOfThisHost(dst.Addr())) {
 			return true
 		}

@@ -21,7 +21,9 @@ const (
 	MaxMTU = 65520 // the largest that QEMU's and passt's peers are known to take
 )
 
-// Config is a virtual network. The zero Config is QEMU's user network with an IPv6 prefix of its own.
+// Config is a virtual network. The zero Config is QEMU's user network with an IPv6 prefix of its own. It is what the flags of
+// vmnetd and its configuration file (package config) come to, and what a program fills in; Network.Reload changes what can
+// be while a network runs.
 type Config struct {
 	// Name tells networks apart in logs and in the API. Default "default".
 	Name string
@@ -65,6 +67,10 @@ type Config struct {
 
 	// Static are fixed leases by MAC, each of either family.
 	Static map[string][]netip.Addr
+	// Records are local DNS records, beside those of guests by name: see AddDNS.
+	Records []DNSRecord
+	// Forwards are port forwards, opened by New, all or none. Network.Bound has them as they came out.
+	Forwards []portforward.Rule
 
 	// NoHostLoopback closes the way from the gateway's address to the host's loopback.
 	NoHostLoopback bool

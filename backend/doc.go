@@ -53,5 +53,5 @@
 //
 // # What it does not do
 //
-// It opens no listening socket, parses no flags, and speaks no HTTP: see cmd/vmnetd and backend/control.
+// It opens no listening socket but those of port forwards, parses no flags, and speaks no HTTP: see cmd/vmnetd and backend/control.
 package backend

@@ -32,6 +32,7 @@ const (
 	EventForwardAdded   EventKind = "forward-added"   // Subject is the rule's id
 	EventForwardRemoved EventKind = "forward-removed" //
 	EventPolicy         EventKind = "policy"          // there is another one
+	EventReload         EventKind = "reload"          // the daemon's configuration was read again; Subject is the file
 	EventQuestion       EventKind = "question"        // a policy asks; Subject is the question's id
 	EventAnswer         EventKind = "answer"          // and was answered, or waited in vain
 	EventCapture        EventKind = "capture"         // one was begun, or is over; Subject is its id
@@ -40,7 +41,7 @@ const (
 
 // EventKinds are all of them.
 var EventKinds = []EventKind{EventGuestIn, EventGuestGone, EventLease, EventLeaseEnded, EventLimit, EventRefused, EventWarning, EventRecovered,
-	EventForwardAdded, EventForwardRemoved, EventPolicy, EventQuestion, EventAnswer, EventCapture, EventPanic}
+	EventForwardAdded, EventForwardRemoved, EventPolicy, EventReload, EventQuestion, EventAnswer, EventCapture, EventPanic}
 
 // Event is something that happened in a network.
 type Event struct {

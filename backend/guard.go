@@ -37,7 +37,7 @@ func (n *Network) mayBe(p *port, a netip.Addr, m mac) flows.Reason {
 	case a.IsLoopback(), a.IsMulticast(), a.Is4In6(), a == broadcast4, a == Broadcast4(c.Prefix4), a == c.Prefix4.Addr():
 		return flows.ReasonMartian // RFC 1122 §3.2.1.3, RFC 4291 §2.7: never a source
 	}
-	if owner, ok := n.reserved[a]; ok {
+	if owner, ok := (*n.reserved.Load())[a]; ok {
 		if owner != m {
 			return flows.ReasonSpoofed
 		}

@@ -25,14 +25,18 @@ import (
 
 // Network is a virtual network. Its methods may be called by anybody.
 type Network struct {
-	cfg        Config
+	cfg        Config // as New was given it, but for what Reload changes: that is not read here
 	log        *slog.Logger
 	guestLog   *slog.Logger // of what guests cause, as often as they like
 	bugLog     *slog.Logger // of bugs that guests meet: the others' lines take none of its room
 	since      time.Time
 	gatewayMAC mac
-	linkLocal  netip.Addr         // the gateway's
-	reserved   map[netip.Addr]mac // cfg.Static, by address
+	linkLocal  netip.Addr                         // the gateway's
+	reserved   atomic.Pointer[map[netip.Addr]mac] // Config.Static, by address
+	doors      atomic.Pointer[[]netip.AddrPort]   // Config.Doors
+	current    atomic.Pointer[Config]             // cfg, as Reload has changed it
+	reloading  sync.Mutex
+	bound      []portforward.Rule // of current's Forwards; under reloading
 
 	flows    *flows.Table
 	dhcp     *dhcp.Server
@@ -98,6 +102,8 @@ func New(c Config) (*Network, error) {
 		policy = c.defaultPolicy(n.linkLocal)
 	}
 	n.flows = flows.NewTable(c.Limits, closedDoors{policy, n, c.Policy == nil})
+	n.current.Store(&c)
+	n.doors.Store(&c.Doors)
 	if err := n.startServices(); err != nil {
 		return nil, err
 	}
@@ -108,6 +114,10 @@ func New(c Config) (*Network, error) {
 	n.goes(n.tend)
 	if c.Memory != nil {
 		c.Memory.join(n)
+	}
+	if n.bound, err = n.forwards.AddAll(n.ctx, c.Forwards); err != nil {
+		n.Close()
+		return nil, err
 	}
 	return n, nil
 }
@@ -277,7 +287,7 @@ func (n *Network) Close() error {
 }
 
 // Config returns the configuration in force, with its defaults.
-func (n *Network) Config() Config { return n.cfg }
+func (n *Network) Config() Config { return *n.current.Load() }
 
 // Flows is the table of conversations.
 func (n *Network) Flows() *flows.Table { return n.flows }

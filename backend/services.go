@@ -32,25 +32,11 @@ const (
 
 func (n *Network) startServices() error {
 	c := &n.cfg
-	static := map[dhcp.MAC]dhcp.Reservation{}
-	n.reserved = map[netip.Addr]mac{}
-	for m, addrs := range c.Static {
-		hw, err := net.ParseMAC(m)
-		if err != nil || len(hw) != 6 {
-			return fmt.Errorf("network %s: static lease for %q: want a MAC such as 52:54:00:12:34:56", c.Name, m)
-		}
-		r := static[dhcp.MAC(hw)]
-		for _, a := range addrs {
-			n.reserved[a] = macOf(hw)
-			if a.Is4() {
-				r.Addr = a
-			} else {
-				r.Addr6 = a
-			}
-		}
-		static[dhcp.MAC(hw)] = r
+	static, reserved, err := c.reservations()
+	if err != nil {
+		return err
 	}
-	var err error
+	n.reserved.Store(&reserved)
 	n.dns, err = dns.New(dns.Config{
 		Domain: c.Domain, Prefixes: []netip.Prefix{c.Prefix4, c.Prefix6},
 		Gateway: []netip.Addr{c.Gateway4, c.Gateway6}, Host: []netip.Addr{c.Gateway4, c.Gateway6},
@@ -74,6 +60,12 @@ func (n *Network) startServices() error {
 		n.dns.Close()
 		return fmt.Errorf("network %s: %w", c.Name, err)
 	}
+	for _, r := range c.Records {
+		if err := n.AddDNS(r); err != nil {
+			n.dns.Close()
+			return fmt.Errorf("network %s: %w", c.Name, err)
+		}
+	}
 	if c.StateDir != "" {
 		if err := n.openState(); err != nil {
 			n.dns.Close()
@@ -81,6 +73,28 @@ func (n *Network) startServices() error {
 		}
 	}
 	return nil
+}
+
+// reservations are the static leases, by MAC as DHCP wants them and by address.
+func (c *Config) reservations() (map[dhcp.MAC]dhcp.Reservation, map[netip.Addr]mac, error) {
+	static, reserved := map[dhcp.MAC]dhcp.Reservation{}, map[netip.Addr]mac{}
+	for m, addrs := range c.Static {
+		hw, err := net.ParseMAC(m)
+		if err != nil || len(hw) != 6 {
+			return nil, nil, fmt.Errorf("network %s: static lease for %q: want a MAC such as 52:54:00:12:34:56", c.Name, m)
+		}
+		r := static[dhcp.MAC(hw)]
+		for _, a := range addrs {
+			reserved[a] = macOf(hw)
+			if a.Is4() {
+				r.Addr = a
+			} else {
+				r.Addr6 = a
+			}
+		}
+		static[dhcp.MAC(hw)] = r
+	}
+	return static, reserved, nil
 }
 
 // openState reads the leases of before, and finds out whether they can be kept: who asked for it hears at once, not

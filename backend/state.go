@@ -46,31 +46,41 @@ type keeper struct {
 	on      bool
 	tried   time.Time
 	path    string
-	given   map[string]bool // forwards of the configuration, by their print
+	given   map[string]bool // forwards that are not written, by their print: the configuration's
 	records map[DNSRecord]bool
-	waiting []string // forwards whose socket could not be opened: another program has the port
-	last    []byte   // as written
+	// What a program added before it called Keep is its own to add again.
+	before        []string
+	recordsBefore []DNSRecord
+	waiting       []string // forwards whose socket could not be opened: another program has the port
+	last          []byte   // as written
 }
 
 // Keep brings back the forwards and DNS records that were added while an earlier network with this name and
-// Config.StateDir ran, and keeps those that are added from now on. Call it once, after what the configuration adds. A
-// forward whose port another program has is tried again until it works, or is added anew or removed. Without a StateDir it
+// Config.StateDir ran, and keeps those that are added from now on, beside what is there by then. Call it once. A forward whose port another program has is tried again until it works, or is added anew or removed. Without a StateDir it
 // does nothing. A damaged file is set aside and reported in Status.
 func (n *Network) Keep(ctx context.Context) error {
 	if n.cfg.StateDir == "" {
 		return nil
 	}
+	n.reloading.Lock()
+	defer n.reloading.Unlock()
 	k := &n.keep
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.path = filepath.Join(n.cfg.StateDir, "added-"+n.cfg.Name+".json")
-	k.given, k.records = map[string]bool{}, map[DNSRecord]bool{}
+	k.before, k.recordsBefore = nil, nil
+	n.configured()
 	for _, r := range n.forwards.List() {
-		k.given[r.Text] = true
+		if !k.given[r.Text] {
+			k.before = append(k.before, r.Text)
+		}
 	}
 	for _, r := range n.addedRecords() {
-		k.records[r] = true
+		if !k.records[r] {
+			k.recordsBefore = append(k.recordsBefore, r)
+		}
 	}
+	n.configured()
 	old, err := readKept(k.path)
 	switch {
 	case errors.Is(err, errDamaged):

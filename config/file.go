@@ -29,6 +29,7 @@ type File struct {
 	Networks []Network `yaml:"networks" json:"networks,omitempty"`
 	Doors    Doors     `yaml:"doors" json:"doors,omitzero"`
 	Control  string    `yaml:"control" json:"control,omitempty" flag:"control"`
+	API      []string  `yaml:"api" json:"api,omitempty" flag:"api"`
 	Memory   string    `yaml:"memory" json:"memory,omitempty" flag:"memory"`
 	Log      Log       `yaml:"log" json:"log,omitzero"`
 	FlowLog  FlowLog   `yaml:"flow-log" json:"flow-log,omitzero"`
@@ -41,7 +42,7 @@ type File struct {
 }
 
 // Network is one network. The first is the daemon's own, and what others do not say they have as it has it, but for
-// prefixes, addresses, static leases and forwards.
+// prefixes, addresses, static leases, forwards and DNS records.
 type Network struct {
 	Name           string                       `yaml:"name" json:"name,omitempty" flag:"name"`
 	Net            string                       `yaml:"net" json:"net,omitempty" flag:"net"`
@@ -57,6 +58,7 @@ type Network struct {
 	Resolver       []string                     `yaml:"resolver" json:"resolver,omitempty" flag:"resolver"`
 	Static         map[string][]string          `yaml:"static" json:"static,omitempty" flag:"static"` // addresses by MAC
 	Forward        []string                     `yaml:"forward" json:"forward,omitempty" flag:"forward"`
+	DNSRecord      []string                     `yaml:"dns-record" json:"dns-record,omitempty" flag:"dns-record"`
 	Policy         Policy                       `yaml:"policy" json:"policy,omitzero"`
 	NoHostLoopback *bool                        `yaml:"no-host-loopback" json:"no-host-loopback,omitempty" flag:"no-host-loopback"`
 	OpenLinkLocal  []string                     `yaml:"open-link-local" json:"open-link-local,omitempty" flag:"open-link-local"`

@@ -210,45 +210,11 @@ func (t *table) finish(cfg *Config, dns []netip.Addr, of func(Reservation) netip
 			t.reserved[a] = "reserved"
 		}
 	}
-	for mac, r := range cfg.Static {
-		a := of(r)
-		if !a.IsValid() {
-			continue
-		}
-		if !mac.unicast() {
-			return fmt.Errorf("dhcp: static lease of %v: %v is not one interface's MAC", a, mac)
-		}
-		if !t.prefix.Contains(a) {
-			return fmt.Errorf("dhcp: static lease of %v: %v is not in %v", mac, a, t.prefix)
-		}
-		if why := t.reserved[a]; why != "" {
-			return fmt.Errorf("dhcp: static lease of %v: %v is %s", mac, a, why)
-		}
-		if other, ok := t.staticAddr[a]; ok {
-			return fmt.Errorf("dhcp: static lease of %v: %v is set for %v too", mac, a, other)
-		}
-		t.staticAddr[a], t.staticByMAC[mac] = mac, a
+	var err error
+	if t.staticAddr, t.staticByMAC, err = t.statics(cfg.Static, of); err != nil {
+		return err
 	}
-	blocked := 0
-	for a := range t.reserved {
-		if t.inPool(a) {
-			blocked++
-		}
-	}
-	for a := range t.staticAddr {
-		if t.inPool(a) {
-			blocked++
-		}
-	}
-	n := 0
-	for a := t.low; n < maxRecords+blocked; a = a.Next() {
-		n++
-		if a == t.high {
-			break
-		}
-	}
-	t.size = n - blocked
-	if t.size < 1 && len(t.staticAddr) == 0 {
+	if t.size = t.leasable(); t.size < 1 && len(t.staticAddr) == 0 {
 		return fmt.Errorf("dhcp: no address of %v is left to lease", t.prefix)
 	}
 	if t.perGuest = cfg.PerGuest; t.perGuest == 0 {

@@ -97,6 +97,9 @@ type Limit struct {
 // Of is the limit's value in l.
 func (m *Limit) Of(l *Limits) int { return *m.at(l) }
 
+// Put makes it the limit's value in l.
+func (m *Limit) Put(l *Limits, v int) { *m.at(l) = v }
+
 var allLimits = []Limit{
 	{"flows", Count, 16384, 1, false, "TCP conversations; half of a client's ports", func(l *Limits) *int { return &l.Flows }},
 	{"dials", Count, 1024, 1, false, "conversations that wait for an answer; beyond it the oldest makes room", func(l *Limits) *int { return &l.Dials }},

@@ -373,19 +373,24 @@ func (t *Table) addAll(ctx context.Context, rules []Rule) ([]Rule, error) {
 	}
 	t.ports = ports
 	for _, e := range added {
-		t.rules = append(t.rules, e)
-		for _, s := range e.socks {
-			t.wg.Add(1)
-			e.loops.Add(1)
-			go func() {
-				defer t.wg.Done()
-				defer e.loops.Done()
-				s.serve(e)
-			}()
-		}
-		t.log.Info("port forward added", "rule", e.text)
+		t.start(e)
 	}
 	return bound, nil
+}
+
+// start puts an open entry into the table and lets clients in. Called with mu.
+func (t *Table) start(e *entry) {
+	t.rules = append(t.rules, e)
+	for _, s := range e.socks {
+		t.wg.Add(1)
+		e.loops.Add(1)
+		go func() {
+			defer t.wg.Done()
+			defer e.loops.Done()
+			s.serve(e)
+		}()
+	}
+	t.log.Info("port forward added", "rule", e.text)
 }
 
 // open makes the entry of a rule with its sockets open and nothing running.

@@ -79,7 +79,7 @@ line was wrong.`,
 		}
 		log := n.openLog(os.Stderr)
 		defer log.Close()
-		cfg, rules, err := n.config(log)
+		cfg, err := n.config(log)
 		if err != nil {
 			return err
 		}
@@ -106,7 +106,7 @@ line was wrong.`,
 		if err := d.listenPrivately(ctl, "attach-"); err != nil {
 			return err
 		}
-		if err := d.start(cfg, rules); err != nil {
+		if err := d.start(cfg); err != nil {
 			return err
 		}
 		s := door.space
@@ -188,7 +188,7 @@ func tellAttached(w io.Writer, d *daemon, s *space, l netns.Lease) {
 	}
 	fmt.Fprintln(w)
 	fmt.Fprintf(w, "gateway %s and %s, DNS %s and %s\n", c.Gateway4, c.Gateway6, c.DNS4, c.DNS6)
-	for _, r := range d.bound {
+	for _, r := range d.net.Bound() {
 		fmt.Fprintf(w, "forward %s\n", r)
 	}
 	fmt.Fprintf(w, "control %s\n  vmnetd status --control %s\n", d.control, shellQuote(d.control))

@@ -64,10 +64,12 @@ type confinement struct {
 	drops bool // root becomes another user
 	late  bool // start does not close it: a command is to be started first
 
-	in    bool     // closed, or found to be off
-	swept *sweeper // of root
-	where []string // folders in which sockets may still be made; set before told
-	told  atomic.Pointer[control.Sandbox]
+	in      bool       // closed, or found to be off
+	swept   *sweeper   // of root
+	plan    cage.Plan  // once it is closed
+	library *librarian // reads the configuration, which the daemon cannot any more
+	where   []string   // folders in which sockets may still be made; set before told
+	told    atomic.Pointer[control.Sandbox]
 }
 
 // shutIn closes the cage, with a command of this number outside, or 0. Called again it does nothing.
@@ -90,6 +92,11 @@ func (d *daemon) shutIn(child int) error {
 			return err
 		}
 	}
+	if r := d.reload; r != nil && r.path != "-" {
+		if c.library, err = startLibrarian(r.path, r.policy); err != nil {
+			return err
+		}
+	}
 	walls, err := plan.Close()
 	if err != nil {
 		return hintError{fmt.Errorf("--sandbox %s: %w", c.mode, err), "'vmnetd doctor' tells what this system lacks; --sandbox auto does without"}
@@ -97,6 +104,7 @@ func (d *daemon) shutIn(child int) error {
 	if plan.Streams || walls.Landlock >= cage.ConnectABI {
 		c.where = plan.Sockets
 	}
+	c.plan = plan
 	c.told.Store(&control.Sandbox{Walls: walls.String(), Missing: walls.Missing})
 	d.log.Debug("sandbox", "walls", walls.String(), "missing", strings.Join(walls.Missing, "; "))
 	return nil
@@ -241,14 +249,18 @@ func linkFolders(path string) (out []string) {
 
 // allowForward says whether a forward can be added now.
 func (d *daemon) allowForward(r portforward.Rule) error {
-	if told := d.cage.told.Load(); r.Proto != portforward.Unix || told == nil || told.Walls == "off" {
+	if r.Proto != portforward.Unix || !d.caged() {
 		return nil
 	}
-	dir := filepath.Dir(r.Path)
+	return d.allowSocket(filepath.Dir(r.Path), "this forward")
+}
+
+// allowSocket says whether a socket can be made in a folder now.
+func (d *daemon) allowSocket(dir, what string) error {
 	for _, w := range d.cage.where {
 		if rel, err := filepath.Rel(w, dir); err == nil && (rel == "." || filepath.IsLocal(rel)) {
 			return nil
 		}
 	}
-	return fmt.Errorf("the sandbox keeps the daemon from making a socket in %s: start it with this forward, with --sandbox-folder %[1]s, or with --sandbox off", dir)
+	return fmt.Errorf("the sandbox keeps the daemon from making a socket in %s: start it with %[2]s, with --sandbox-folder %[1]s, or with --sandbox off", dir, what)
 }

@@ -37,6 +37,8 @@ type serveFlags struct {
 	networks *[]string
 	control  string
 	file     string
+	files    fileReader  // nil: as they are
+	given    []givenFlag // on the command line
 }
 
 func (f *serveFlags) add(fs *pflag.FlagSet) {
@@ -53,8 +55,9 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.file, "config", "", "`FILE` with the same in YAML ('vmnetd config print' makes one); other flags override what it says")
 }
 
-// read puts what the file says, if one is named, in place of flags that were not given.
-func (f *serveFlags) read(fs *pflag.FlagSet) error {
+// readFile puts what the file says, if one is named, in place of flags that were not given.
+func (f *serveFlags) readFile(fs *pflag.FlagSet) error {
+	f.given = givenFlags(fs)
 	if f.file == "" {
 		return nil
 	}
@@ -62,6 +65,11 @@ func (f *serveFlags) read(fs *pflag.FlagSet) error {
 	if err != nil {
 		return err
 	}
+	return f.apply(file, fs)
+}
+
+// apply puts what a file says in place of flags that were not given.
+func (f *serveFlags) apply(file *config.File, fs *pflag.FlagSet) error {
 	var names []string // of networks that the file need not have
 	for _, spec := range *f.networks {
 		names = append(names, splitCommas(spec)[0])
@@ -71,7 +79,7 @@ func (f *serveFlags) read(fs *pflag.FlagSet) error {
 	}
 	whole := true // a flag may complete what the file says of a network
 	fs.Visit(func(f *pflag.Flag) { whole = whole && (f.Name == "config" || f.Name == "control") })
-	if err := checkConfig(file, names, whole); err != nil {
+	if err := checkConfig(file, names, whole, f.files); err != nil {
 		return usageError{err}
 	}
 	return applyConfig(file, fs)
@@ -153,7 +161,7 @@ func valueFault(err error) error {
 
 // checkConfig finds what is wrong with each thing that a file says by itself, and where; then with its networks as wholes.
 // names are of networks that are there beside its own.
-func checkConfig(file *config.File, names []string, whole bool) error {
+func checkConfig(file *config.File, names []string, whole bool, read fileReader) error {
 	var errs []error
 	for i, n := range file.Networks {
 		if n.Name == "" && i == 0 {
@@ -167,7 +175,7 @@ func checkConfig(file *config.File, names []string, whole bool) error {
 	settings := file.Settings()
 	slices.SortStableFunc(settings, func(a, b config.Setting) int { return cmp.Or(a.Line-b.Line, a.Column-b.Column) })
 	for _, s := range settings {
-		if err := checkSetting(s, names); err != nil {
+		if err := checkSetting(s, names, read); err != nil {
 			errs = append(errs, file.Fault(s, err))
 		}
 	}
@@ -177,7 +185,7 @@ func checkConfig(file *config.File, names []string, whole bool) error {
 		}
 	}
 	if errs == nil && whole {
-		errs = checkNetworks(file)
+		errs = checkNetworks(file, read)
 	}
 	slices.SortStableFunc(errs, func(a, b error) int { return line(a) - line(b) })
 	const most = 10 // as in package config
@@ -196,12 +204,12 @@ func line(err error) int {
 }
 
 // checkSetting has the flags' own readers read one value alone.
-func checkSetting(s config.Setting, networks []string) (err error) {
+func checkSetting(s config.Setting, networks []string, read fileReader) (err error) {
 	defer func() { // which flag it is in says its line
 		if err == nil {
 			return
 		}
-		what := strings.TrimPrefix(err.Error(), "-p: ")
+		what := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "-p: "), "--dns-record: ")
 		for _, head := range []string{"--" + s.Flag + " " + s.Value + ": ", "--" + s.Flag + ": "} {
 			what = strings.TrimPrefix(what, head)
 		}
@@ -230,8 +238,9 @@ func checkSetting(s config.Setting, networks []string) (err error) {
 			}
 		}
 	}
+	f.n.policy.read = read
 	if err = f.flowLog.check(); err == nil {
-		_, _, err = f.n.config(io.Discard)
+		_, err = f.n.config(io.Discard)
 	}
 	var usage usageError
 	if errors.As(err, &usage) {
@@ -241,21 +250,22 @@ func checkSetting(s config.Setting, networks []string) (err error) {
 }
 
 // checkNetworks makes each of a file's networks, which opens nothing, and says what their values are wrong in together.
-func checkNetworks(file *config.File) (errs []error) {
+func checkNetworks(file *config.File, read fileReader) (errs []error) {
 	var f serveFlags
 	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
 	f.add(fs)
 	if err := applyConfig(file, fs); err != nil {
 		return []error{err}
 	}
-	first, rules, err := f.n.config(io.Discard)
+	f.n.policy.read = read
+	first, err := f.n.config(io.Discard)
 	if err != nil {
 		return []error{file.NetworkFault(0, err)}
 	}
-	plans := []plan{{cfg: first, rules: rules, policy: f.n.chosen}}
+	plans := []plan{{cfg: first, policy: f.n.chosen}}
 	seen := map[string]bool{nameOf(first): true}
 	for i, spec := range *f.networks {
-		p, err := parseNetwork(spec, fs, io.Discard)
+		p, err := parseNetwork(spec, fs, io.Discard, read)
 		if err == nil && seen[p.cfg.Name] {
 			err = fmt.Errorf("there is a network %s already", p.cfg.Name)
 		}
@@ -280,14 +290,14 @@ func checkNetworks(file *config.File) (errs []error) {
 // whole is the plan's configuration with all defaults.
 func (p plan) whole() (backend.Config, error) {
 	c := p.cfg
-	c.StateDir = "" // nothing is read or written
+	c.StateDir, c.Forwards, c.Memory = "", nil, nil // nothing is read, written or opened, and what the process has is left alone
 	c.Logger = slog.New(slog.DiscardHandler)
 	n, err := backend.New(c)
 	if err != nil {
 		return c, err
 	}
 	c = n.Config()
-	c.StateDir = p.cfg.StateDir
+	c.StateDir, c.Forwards, c.Memory = p.cfg.StateDir, p.cfg.Forwards, p.cfg.Memory
 	return c, n.Close()
 }
 
@@ -298,7 +308,7 @@ it names are read. FILE may be -, for standard input. Exit status: 0 if nothing 
 		RunE: func(_ *cobra.Command, a []string) error {
 			f, err := readConfig(a[0])
 			if err == nil {
-				if err = checkConfig(f, nil, true); err != nil {
+				if err = checkConfig(f, nil, true, nil); err != nil {
 					err = usageError{err}
 				}
 			}
@@ -310,7 +320,7 @@ it names are read. FILE may be -, for standard input. Exit status: 0 if nothing 
 --config. Limits are there that were set; 'vmnetd limits' shows all. What serve finds out as it starts is not: the sandbox's
 means, the host's resolvers, free ports for port 0.`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := f.read(c.Flags()); err != nil {
+			if err := f.readFile(c.Flags()); err != nil {
 				return err
 			}
 			file, err := f.inForce(c.Flags())
@@ -325,16 +335,30 @@ means, the host's resolvers, free ports for port 0.`,
 
 // inForce is the file that says all that the flags come to.
 func (f *serveFlags) inForce(fs *pflag.FlagSet) (*config.File, error) {
-	first, rules, err := f.n.config(io.Discard)
+	plans, err := f.plans(fs, io.Discard)
 	if err != nil {
 		return nil, err
 	}
-	plans, err := others(*f.networks, fs, first, io.Discard)
+	return f.fileOf(plans)
+}
+
+// plans are the networks that the flags come to, the first one's first.
+func (f *serveFlags) plans(fs *pflag.FlagSet, log io.Writer) ([]plan, error) {
+	f.n.policy.read = f.files
+	first, err := f.n.config(log)
 	if err != nil {
 		return nil, err
 	}
-	plans = append([]plan{{cfg: first, rules: rules, policy: f.n.chosen}}, plans...)
-	out := &config.File{Control: controlPath(f.control), Memory: f.n.memory.String(), Pprof: &f.n.profile,
+	more, err := others(*f.networks, fs, first, log, f.files)
+	if err != nil {
+		return nil, err
+	}
+	return append([]plan{{cfg: first, policy: f.n.chosen}}, more...), nil
+}
+
+// fileOf is the file that says what the flags come to.
+func (f *serveFlags) fileOf(plans []plan) (*config.File, error) {
+	out := &config.File{Control: controlPath(f.control), API: f.api.specs, Memory: f.n.memory.String(), Pprof: &f.n.profile,
 		Log:     config.Log{Level: strings.ToLower(f.n.logLevel.String()), Format: f.n.logFormat},
 		Sandbox: config.Sandbox{Mode: f.box.mode.String(), Folders: f.box.folders, CoreDumps: &f.box.coreDumps, User: f.box.user}}
 	out.FlowLog = f.flowLog.file()
@@ -345,8 +369,6 @@ func (f *serveFlags) inForce(fs *pflag.FlagSet) (*config.File, error) {
 		}
 		out.Networks = append(out.Networks, n)
 	}
-	doors := map[*framing]*[]string{&qemuFraming: &out.Doors.QEMU, &hyperkitFraming: &out.Doors.HyperKit, &vdeFraming: &out.Doors.VDE, &vfkitFraming: &out.Doors.VFKit,
-		&dgramFraming: &out.Doors.Dgram, &bessFraming: &out.Doors.Bess, &netnsFraming: &out.Doors.Netns}
 	any := false
 	for i, framing := range framings {
 		for _, a := range *f.addrs[i] {
@@ -356,7 +378,7 @@ func (f *serveFlags) inForce(fs *pflag.FlagSet) (*config.File, error) {
 			if err := checkNetwork(a, plans); err != nil {
 				return nil, usagef("--%s %s: %w", framing.name, a, err)
 			}
-			*doors[framing] = append(*doors[framing], a)
+			*doorsOf(out, framing) = append(*doorsOf(out, framing), a)
 			any = true
 		}
 	}
@@ -377,7 +399,7 @@ func (p plan) file() (config.Network, error) {
 	}
 	n := config.Network{Name: c.Name, Net: c.Prefix4.String(), Gateway: c.Gateway4.String(), DNSAddr: c.DNS4.String(), First: c.First4.String(),
 		Net6: c.Prefix6.String(), Gateway6: c.Gateway6.String(), DNSAddr6: c.DNS6.String(), MTU: mtuOf(c).String(), Domain: c.Domain, Search: c.Search,
-		Resolver: texts(c.Resolvers), Forward: texts(p.rules), NoHostLoopback: &c.NoHostLoopback, OpenLinkLocal: texts(c.OpenLinkLocal), Route: texts(c.Routes),
+		Resolver: texts(c.Resolvers), Forward: texts(c.Forwards), DNSRecord: texts(c.Records), NoHostLoopback: &c.NoHostLoopback, OpenLinkLocal: texts(c.OpenLinkLocal), Route: texts(c.Routes),
 		Isolate: &c.Isolate, StrictLeases: &c.StrictLeases, StateDir: c.StateDir, Limits: limitTexts(p.cfg.Limits)}
 	for mac, addrs := range c.Static {
 		if n.Static == nil {
@@ -419,7 +441,7 @@ func mtuOf(c backend.Config) *mtuValue {
 }
 
 func texts[T interface {
-	netip.Addr | netip.AddrPort | netip.Prefix | portforward.Rule
+	netip.Addr | netip.AddrPort | netip.Prefix | portforward.Rule | backend.DNSRecord
 	fmt.Stringer
 }](list []T) (s []string) {
 	for _, x := range list {

@@ -62,7 +62,7 @@ func TestConfigPlan(t *testing.T) {
 		if err := fs.Parse(args); err != nil {
 			t.Fatal(err)
 		}
-		if err := f.read(fs); err != nil {
+		if err := f.readFile(fs); err != nil {
 			t.Fatal(err)
 		}
 		file, err := f.inForce(fs)

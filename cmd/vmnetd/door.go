@@ -121,6 +121,8 @@ type door struct {
 	in      accepter     // nil if only is all there is
 	only    *caller      // the one guest that can come
 	space   *space       // it, if it is a network namespace
+	said    string       // the address as it was given
+	end     func()       // has nobody let in any more
 	remove  func()       // takes the socket file away; never nil
 	stdio   bool         // it has standard output, where nothing else may be printed
 	note    string       // what the user should know
@@ -203,7 +205,7 @@ func openDoor(f *framing, addr string, log *slog.Logger) (*door, error) {
 	}
 	network := a.options["network"]
 	delete(a.options, "network")
-	d := &door{framing: f, addr: addr, network: network, log: log, remove: func() {}}
+	d := &door{framing: f, addr: addr, said: addr, network: network, log: log, remove: func() {}}
 	if err := o.open(d, a); err != nil {
 		return nil, fmt.Errorf("--%s %s: %w", f.name, addr, err)
 	}

@@ -110,6 +110,7 @@ Exit status: 0 if it was done, 1 if it failed, 2 if the command line was wrong; 
 	root.AddCommand(serveCommand(), runCommand(), attachCommand(), guestCommand(), doctorCommand(), selfTestCommand(), waitCommand(), topCommand(), versionCommand())
 	root.AddCommand(inspectCommands()...)
 	root.AddCommand(limitsCommand(), impairCommand(), captureCommand())
+	root.AddCommand(reloadCommand())
 	root.AddCommand(configCommand(), uiCommand())
 	return root
 }

@@ -25,6 +25,7 @@ type networkFlags struct {
 	openLL    []string
 	routes    []string
 	forwards  []string
+	records   []string
 	policy    policyFlags
 	chosen    chosenPolicy // by the flags, once config has looked at them
 	limits    []string
@@ -52,6 +53,7 @@ func (n *networkFlags) add(fs *pflag.FlagSet, level slog.Level) {
 	})
 	c := &n.cfg
 	fs.StringArrayVarP(&n.forwards, "forward", "p", nil, "`RULE` that lets the host in: 2222:22, tcp:127.0.0.1:2222-:22, 127.0.0.1:5353:53/udp, unix:/PATH-:80")
+	fs.StringArrayVar(&n.records, "dns-record", nil, "local DNS `RECORD`, as in a zone file: 'db A 10.0.2.20', 'db 60 A 10.0.2.20', 'www CNAME db'; may be repeated")
 	fs.StringVar(&c.Name, "name", "", "the network's `NAME` in logs and in the API (default \"default\")")
 	fs.Var(&prefixValue{&c.Prefix4}, "net", "guests' IPv4 `PREFIX` (default 10.0.2.0/24)")
 	fs.TextVar(&c.Gateway4, "gateway", netip.Addr{}, "`ADDRESS` of the gateway, which stands for the host (default the second: 10.0.2.2)")
@@ -104,9 +106,9 @@ func (n *networkFlags) handlerFrom(w io.Writer, level slog.Level) slog.Handler {
 }
 
 // config is what the flags make. Its errors are usage errors.
-func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule, error) {
+func (n *networkFlags) config(log io.Writer) (backend.Config, error) {
 	c := n.cfg
-	fail := func(err error) (backend.Config, []portforward.Rule, error) { return c, nil, usageError{err} }
+	fail := func(err error) (backend.Config, error) { return c, usageError{err} }
 	for _, s := range n.resolvers {
 		r, err := netip.ParseAddrPort(s)
 		if a, aerr := netip.ParseAddr(strings.Trim(s, "[]")); aerr == nil {
@@ -160,13 +162,19 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule
 			return fail(fmt.Errorf("--name: %w", err))
 		}
 	}
-	var rules []portforward.Rule
 	for _, s := range n.forwards {
 		r, err := portforward.ParseRule(s)
 		if err != nil {
 			return fail(fmt.Errorf("-p: %w", err))
 		}
-		rules = append(rules, r...)
+		c.Forwards = append(c.Forwards, r...)
+	}
+	for _, s := range n.records {
+		r, err := backend.ParseDNSRecord(s)
+		if err != nil {
+			return fail(fmt.Errorf("--dns-record: %w", err))
+		}
+		c.Records = append(c.Records, r)
 	}
 	if n.logFormat != "text" && n.logFormat != "json" {
 		return fail(fmt.Errorf("--log-format %s: want text or json", n.logFormat))
@@ -184,7 +192,7 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, []portforward.Rule
 	if c.Memory, err = n.memory.target(); err != nil {
 		return fail(err)
 	}
-	return c, rules, nil
+	return c, nil
 }
 
 // mtuValue is a number of bytes, or 0 for auto.

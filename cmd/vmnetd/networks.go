@@ -9,33 +9,30 @@ import (
 
 	"github.com/spf13/pflag"
 	"github.com/vmnetd/vmnetd/backend"
-	"github.com/vmnetd/vmnetd/portforward"
 )
 
 // plan is a network before it is made.
 type plan struct {
 	cfg    backend.Config
-	rules  []portforward.Rule
 	policy chosenPolicy
-	bound  []portforward.Rule // as they came out
 }
 
 const networkUsage = "one more `NETWORK`, NAME[,FLAG[=VALUE]]...: its name and flags as here, without dashes; what it does not say it has as the " +
-	"first one, but for prefixes, addresses, static leases and forwards. Doors have ,network=NAME; may be repeated"
+	"first one, but for prefixes, addresses, static leases, forwards and DNS records. Doors have ,network=NAME; may be repeated"
 
 // ofDaemon are the flags that are the daemon's and not one network's.
 var ofDaemon = []string{"pprof", "memory", "log-level", "log-format"}
 
 // own are the flags that each network says for itself or has the defaults of. Two networks may have the same prefix:
 // they do not know of one another.
-var own = []string{"name", "net", "gateway", "dns-addr", "first", "net6", "gateway6", "dns-addr6", "static", "forward"}
+var own = []string{"name", "net", "gateway", "dns-addr", "first", "net6", "gateway6", "dns-addr6", "static", "forward", "dns-record"}
 
 // others makes plans of what --network says, beside the first network, whose flags are in base.
-func others(specs []string, base *pflag.FlagSet, first backend.Config, log io.Writer) ([]plan, error) {
+func others(specs []string, base *pflag.FlagSet, first backend.Config, log io.Writer, read fileReader) ([]plan, error) {
 	names := []string{nameOf(first)}
 	var plans []plan
 	for _, spec := range specs {
-		p, err := parseNetwork(spec, base, log)
+		p, err := parseNetwork(spec, base, log, read)
 		if err != nil {
 			return nil, usagef("--network %s: %w", spec, err)
 		}
@@ -48,8 +45,9 @@ func others(specs []string, base *pflag.FlagSet, first backend.Config, log io.Wr
 	return plans, nil
 }
 
-func parseNetwork(spec string, base *pflag.FlagSet, log io.Writer) (plan, error) {
+func parseNetwork(spec string, base *pflag.FlagSet, log io.Writer, read fileReader) (plan, error) {
 	var n networkFlags
+	n.policy.read = read
 	fs := pflag.NewFlagSet("network", pflag.ContinueOnError)
 	n.add(fs, slog.LevelInfo)
 	parts := splitCommas(spec)
@@ -102,8 +100,8 @@ func parseNetwork(spec string, base *pflag.FlagSet, log io.Writer) (plan, error)
 	if failed != nil {
 		return plan{}, failed
 	}
-	cfg, rules, err := n.config(log)
-	return plan{cfg: cfg, rules: rules, policy: n.chosen}, err
+	cfg, err := n.config(log)
+	return plan{cfg: cfg, policy: n.chosen}, err
 }
 
 // checkName keeps a name usable as one word of a command line, and as part of a file's name in --state-dir.
@@ -135,10 +133,8 @@ func names(plans []plan) []string {
 
 // network is the network that a name means; none means the first.
 func (d *daemon) network(name string) *backend.Network {
-	for _, n := range d.nets {
-		if n.Config().Name == name {
-			return n
-		}
+	if n := d.named(name); n != nil {
+		return n
 	}
 	return d.net
 }

@@ -23,12 +23,12 @@ func plansOf(t *testing.T, line ...string) ([]plan, error) {
 	if err := fs.Parse(line); err != nil {
 		t.Fatal(err)
 	}
-	cfg, rules, err := n.config(io.Discard)
+	cfg, err := n.config(io.Discard)
 	if err != nil {
 		return nil, err
 	}
-	plans, err := others(*more, fs, cfg, io.Discard)
-	return append([]plan{{cfg: cfg, rules: rules}}, plans...), err
+	plans, err := others(*more, fs, cfg, io.Discard, nil)
+	return append([]plan{{cfg: cfg}}, plans...), err
 }
 
 func TestNetworks(t *testing.T) {
@@ -47,13 +47,13 @@ func TestNetworks(t *testing.T) {
 		got, want any
 	}{
 		{"first: prefix", first.Prefix4, netip.MustParsePrefix("10.1.0.0/24")},
-		{"first: forwards", len(plans[0].rules), 1},
+		{"first: forwards", len(plans[0].cfg.Forwards), 1},
 		{"lab: prefix", lab.Prefix4, netip.MustParsePrefix("10.7.0.0/24")},
 		{"lab: isolated", lab.Isolate, true},
 		{"lab: as the first", lab.NoHostLoopback, true},
 		{"lab: MTU as the first", lab.MTU, 1400},
 		{"lab: resolvers as the first", lab.Resolvers[0], netip.MustParseAddrPort("192.0.2.53:53")},
-		{"lab: forwards of its own", len(plans[1].rules), 2},
+		{"lab: forwards of its own", len(plans[1].cfg.Forwards), 2},
 		{"lab: static leases of its own", len(lab.Static), 0},
 		{"open: prefix is not the first's", open.Prefix4.IsValid(), false},
 		{"open: not isolated", open.Isolate, false},
@@ -61,7 +61,7 @@ func TestNetworks(t *testing.T) {
 		{"open: MTU", open.MTU == 0 && open.LargeMTU == backend.MaxMTU, true},
 		{"open: one resolver", len(open.Resolvers) == 1 && open.Resolvers[0] == netip.MustParseAddrPort("192.0.2.54:53"), true},
 		{"open: search", strings.Join(open.Search, " "), "a b"},
-		{"open: forwards", len(plans[2].rules), 0},
+		{"open: forwards", len(plans[2].cfg.Forwards), 0},
 		{"open: routes", fmt.Sprint(open.Routes), "[198.51.100.0/24 2001:db8::7/128]"},
 		{"lab: no routes", lab.Routes == nil, true},
 		{"open: strict leases", open.StrictLeases, true},
@@ -136,7 +136,7 @@ func FuzzParseNetwork(f *testing.F) {
 		if err := base.Parse([]string{"--no-host-loopback", "--search", "a.example"}); err != nil {
 			t.Fatal(err)
 		}
-		plans, err := others([]string{spec}, base, backend.Config{}, io.Discard)
+		plans, err := others([]string{spec}, base, backend.Config{}, io.Discard, nil)
 		if err != nil {
 			if !strings.Contains(err.Error(), "--network") {
 				t.Errorf("%q: %v does not say where", spec, err)

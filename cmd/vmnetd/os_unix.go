@@ -93,7 +93,9 @@ func foreground() bool {
 }
 
 var (
-	endSignals  = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP}
+	endSignals = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP}
+	// hangup has a daemon with a configuration file read that again, in place of ending.
+	hangup      = []os.Signal{unix.SIGHUP}
 	passSignals = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH}
 	// typed are those that a terminal sends to everybody in the foreground.
 	typed = map[os.Signal]bool{unix.SIGINT: true, unix.SIGQUIT: true, unix.SIGWINCH: true}

@@ -37,6 +37,7 @@ func peerName(c net.Conn) string {
 
 var (
 	endSignals  = []os.Signal{os.Interrupt, syscall.SIGTERM}
+	hangup      = []os.Signal{}
 	passSignals = []os.Signal{os.Interrupt}
 	typed       = map[os.Signal]bool{os.Interrupt: true}
 )

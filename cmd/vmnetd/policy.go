@@ -479,6 +479,8 @@ func (d *daemon) setPolicy(n *backend.Network, c chosenPolicy) error {
 		return err
 	}
 	n.SetPolicy(p, false)
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.policies == nil {
 		d.policies = map[string]*policy.Policy{}
 	}

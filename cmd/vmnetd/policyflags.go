@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
@@ -20,6 +19,7 @@ type policyFlags struct {
 	file     string
 	text     string // a file's own
 	audit    bool
+	read     fileReader // of file; nil: as it is
 }
 
 // policyFlagNames are those that say together which policy it is: a network that says one of them has none of the first
@@ -95,7 +95,7 @@ func (f *policyFlags) document() (policy.Document, error) {
 		from = "policy-rules"
 	}
 	if f.file != "" {
-		b, err := os.ReadFile(f.file)
+		b, err := f.read.read(f.file, maxPolicyFile)
 		var path *fs.PathError
 		if errors.As(err, &path) {
 			err = path.Err // its name is said

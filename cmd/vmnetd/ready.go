@@ -226,7 +226,7 @@ func statusLine(nets, guests, _ int) string {
 
 // count is for who asks without the control socket.
 func (d *daemon) count() (nets, guests, flows int) {
-	for _, n := range d.nets {
+	for _, n := range d.networks() {
 		st := n.Status()
 		nets, guests, flows = nets+1, guests+st.Guests, flows+st.Flows
 	}

@@ -96,7 +96,7 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 		}
 		sink := n.openLog(log)
 		defer sink.Close()
-		cfg, rules, err := n.config(sink)
+		cfg, err := n.config(sink)
 		if err != nil {
 			return err
 		}
@@ -182,11 +182,11 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 			if d.capture, err = record.open(); err != nil {
 				return err
 			}
-			if err := d.start(cfg, rules); err != nil {
+			if err := d.start(cfg); err != nil {
 				return err
 			}
-			for i, r := range d.bound {
-				if rules[i] != r { // the system picked its port, and there is no other way to learn it
+			for i, r := range d.net.Bound() {
+				if cfg.Forwards[i] != r { // the system picked its port, and there is no other way to learn it
 					fmt.Fprintf(os.Stderr, "vmnetd: forward %s\n", r)
 				}
 			}

@@ -88,24 +88,21 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 			return err
 		}
 		defer func() { sv.end(err) }()
-		if err := f.read(c.Flags()); err != nil {
+		if err := f.readFile(c.Flags()); err != nil {
 			return err
 		}
 		n, addrs, ctl := &f.n, f.addrs, f.control
 		log := n.openLog(os.Stderr)
 		defer log.Close()
-		cfg, rules, err := n.config(log)
+		plans, err := f.plans(c.Flags(), log)
 		if err != nil {
 			return err
 		}
-		plans, err := others(*f.networks, c.Flags(), cfg, log)
-		if err != nil {
-			return err
-		}
-		d := &daemon{log: cfg.Logger, profile: n.profile, policy: n.chosen, more: plans, cage: confinement{cageFlags: f.box, drops: true}, service: sv}
+		cfg := plans[0].cfg
+		d := &daemon{log: cfg.Logger, profile: n.profile, policy: n.chosen, more: plans[1:], cage: confinement{cageFlags: f.box, drops: true}, service: sv}
 		for i, framing := range framings {
 			for _, a := range *addrs[i] {
-				if err := checkNetwork(a, append([]plan{{cfg: cfg, rules: rules}}, plans...)); err != nil {
+				if err := checkNetwork(a, plans); err != nil {
 					return usagef("--%s %s: %w", framing.name, a, err)
 				}
 			}
@@ -116,7 +113,7 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		if err := d.openDoors(addrs, handed); err != nil {
 			return err
 		}
-		if err := d.activate(handedSockets(), addrs, append([]plan{{cfg: cfg, rules: rules}}, plans...)); err != nil {
+		if err := d.activate(handedSockets(), addrs, plans); err != nil {
 			return err
 		}
 		sv.connect(d.log)
@@ -152,36 +149,48 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 				return err
 			}
 		}
-		signals := make(chan os.Signal, 2)
-		notify(signals, endSignals)
+		signals, again := make(chan os.Signal, 2), make(chan os.Signal, 1)
+		if d.reload, err = newReloader(d, &f, plans, log); err != nil {
+			return err
+		}
+		ends := slices.Clone(endSignals)
+		if d.reload != nil {
+			notify(again, hangup)
+			ends = slices.DeleteFunc(ends, func(s os.Signal) bool { return slices.Contains(hangup, s) })
+		}
+		notify(signals, ends)
 		if d.capture, err = f.capture.open(); err != nil {
 			return err
 		}
 		if err := f.flowLog.open(d); err != nil {
 			return err
 		}
-		if err := d.start(cfg, rules); err != nil {
+		if err := d.start(cfg); err != nil {
 			return err
 		}
 		d.tell(c)
 		if err := sv.up(d); err != nil {
 			return err
 		}
-		select {
-		case s := <-signals:
-			d.log.Info("ending", "signal", s)
-			go func() {
-				s := <-signals
-				d.removeFiles()
-				os.Exit(128 + signalNumber(s))
-			}()
-			d.stop(grace)
-			return nil
-		case err := <-d.failed:
-			return err
-		case <-d.idle:
-			d.log.Info("ending: the last guest has gone and none can come")
-			return nil
+		for {
+			select {
+			case <-again:
+				d.controlling.Go(func() { d.reload.run(context.Background()) }) // it tells what came of it
+			case s := <-signals:
+				d.log.Info("ending", "signal", s)
+				go func() {
+					s := <-signals
+					d.removeFiles()
+					os.Exit(128 + signalNumber(s))
+				}()
+				d.stop(grace)
+				return nil
+			case err := <-d.failed:
+				return err
+			case <-d.idle:
+				d.log.Info("ending: the last guest has gone and none can come")
+				return nil
+			}
 		}
 	}
 	return c
@@ -216,15 +225,20 @@ type daemon struct {
 	api           []*apiPort
 	removeControl func()
 	cage          confinement
-	handedControl bool               // it is systemd's
-	capture       *daemonCapture     // --capture
-	flowLog       *flowlog.Log       // nil: none is wanted
-	service       *service           // for who supervises us; nil: nobody
-	bound         []portforward.Rule // the first network's
+	handedControl bool           // it is systemd's
+	capture       *daemonCapture // --capture
+	flowLog       *flowlog.Log   // nil: none is wanted
+	service       *service       // for who supervises us; nil: nobody
+
+	mu     sync.Mutex // guards doors, nets and policies from when guests are let in
+	reload *reloader  // nil without a file
+	server *control.Server
 
 	failed chan error    // what went wrong while running
 	idle   chan struct{} // closed when no guest is here or can come
 
+	doorsCtx, wiresCtx             context.Context
+	guests                         chan struct{} // a place for each that may be there
 	endDoors, endWires, endControl context.CancelFunc
 	running                        sync.WaitGroup // doors and wires
 	controlling                    sync.WaitGroup
@@ -232,9 +246,7 @@ type daemon struct {
 }
 
 func (d *daemon) open(f *framing, addr string) error {
-	if d.guestLog == nil {
-		d.guestLog = slog.New(guestlog.New(d.log.Handler()))
-	}
+	d.makeGuestLog()
 	opened, err := openDoor(f, addr, d.guestLog)
 	if err != nil {
 		if errors.Is(err, errInUse) {
@@ -248,6 +260,12 @@ func (d *daemon) open(f *framing, addr string) error {
 	}
 	d.doors = append(d.doors, opened)
 	return nil
+}
+
+func (d *daemon) makeGuestLog() {
+	if d.guestLog == nil {
+		d.guestLog = slog.New(guestlog.New(d.log.Handler()))
+	}
 }
 
 // listen opens the control socket.
@@ -266,63 +284,73 @@ func (d *daemon) listen(path string) error {
 	return nil
 }
 
+// complete is the configuration of the plan with this number, with what it has of the daemon's.
+func (d *daemon) complete(plans []plan, i int, doors []*door) backend.Config {
+	c := plans[i].cfg
+	c.Memory = plans[0].cfg.Memory // of the process
+	c.AllowForward = d.allowForward
+	c.Doors = d.closedToGuests()
+	for _, door := range doors {
+		if ap, ok := door.closedTo(); ok {
+			c.Doors = append(c.Doors, ap)
+		}
+		if door.network == nameOf(c) || door.network == "" && i == 0 {
+			door.mtu, door.told = c.LargeMTU, c.MTU
+			if c.LargeNICs {
+				door.told = c.LargeMTU
+			}
+		}
+	}
+	if c.Limits.Total > 0 { // one process's descriptors are all networks'
+		c.Limits.Total = max(1, c.Limits.Total/len(plans))
+	}
+	return c
+}
+
+// makeNetwork makes one, with its policy. The network may be there with an error.
+func (d *daemon) makeNetwork(p plan) (*backend.Network, error) {
+	n, err := backend.New(p.cfg)
+	if err != nil {
+		var file *fs.PathError
+		var forward *portforward.Error
+		if errors.As(err, &file) || errors.As(err, &forward) { // the state folder's, or a port's
+			return nil, err
+		}
+		return nil, usageError{err} // what else a Config can be wrong in came from flags
+	}
+	if err := d.setPolicy(n, p.policy); err != nil {
+		return n, usageError{err}
+	}
+	return n, n.Keep(context.Background())
+}
+
 // start makes the network and lets guests in. After an error the daemon needs its stop all the same.
-func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error) {
-	plans := append([]plan{{cfg: cfg, rules: rules, policy: d.policy}}, d.more...)
+func (d *daemon) start(cfg backend.Config) (err error) {
+	plans := append([]plan{{cfg: cfg, policy: d.policy}}, d.more...)
 	d.plans = plans
 	for i := range plans {
-		c := &plans[i].cfg
-		c.Memory = plans[0].cfg.Memory // of the process
-		c.AllowForward = d.allowForward
-		c.Doors = append(c.Doors, d.closedToGuests()...)
-		for _, door := range d.doors {
-			if ap, ok := door.closedTo(); ok {
-				c.Doors = append(c.Doors, ap)
-			}
-			if door.network == nameOf(*c) || door.network == "" && i == 0 {
-				door.mtu, door.told = c.LargeMTU, c.MTU
-				if c.LargeNICs {
-					door.told = c.LargeMTU
-				}
-			}
+		plans[i].cfg = d.complete(plans, i, d.doors)
+		n, err := d.makeNetwork(plans[i])
+		if n != nil {
+			d.nets = append(d.nets, n)
+			d.net = d.nets[0]
 		}
-		if c.Limits.Total > 0 { // one process's descriptors are all networks'
-			c.Limits.Total = max(1, c.Limits.Total/len(plans))
-		}
-		n, err := backend.New(*c)
 		if err != nil {
-			var file *fs.PathError
-			if errors.As(err, &file) { // the state folder's
-				return err
-			}
-			return usageError{err} // what else a Config can be wrong in came from flags
-		}
-		d.nets = append(d.nets, n)
-		if err := d.setPolicy(n, plans[i].policy); err != nil {
-			return usageError{err}
-		}
-		d.net = d.nets[0]
-		if plans[i].bound, err = n.Forwards().AddAll(context.Background(), plans[i].rules); err != nil {
-			return err
-		}
-		if err := n.Keep(context.Background()); err != nil {
 			return err
 		}
 	}
-	d.bound = plans[0].bound
 	if err := d.capture.begin(d.net); err != nil {
 		return err
 	}
 	for _, n := range d.nets {
 		d.logFlows(n)
 	}
-	srv := &control.Server{Networks: d.nets, Policies: d.policies, Version: versionString(), Logger: cfg.Logger, Profile: d.profile, Sandbox: d.sandbox, FlowLog: d.flowLogStatus, API: d.apiPlaces()}
+	srv := &control.Server{Networks: slices.Clone(d.nets), Policies: d.givenPolicies(), Listen: d.places(), Version: versionString(), Logger: cfg.Logger, Profile: d.profile, Sandbox: d.sandbox, FlowLog: d.flowLogStatus, API: d.apiPlaces()}
+	d.server = srv
+	if d.reload != nil {
+		srv.Reload = d.reload.run
+	}
 	for _, door := range d.doors {
-		at := door.String()
-		if door.network != "" {
-			at += " for network " + door.network
-		}
-		srv.Listen = append(srv.Listen, at)
 		if door.note != "" {
 			d.log.Warn(door.note, "door", door.String())
 		}
@@ -336,10 +364,11 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		}
 	}
 	d.failed = make(chan error, len(d.doors)+len(d.api)+1)
+	d.guests = make(chan struct{}, maxGuests())
 	d.idle = make(chan struct{})
-	var doors, wires, ctl context.Context
-	doors, d.endDoors = context.WithCancel(context.Background())
-	wires, d.endWires = context.WithCancel(context.Background())
+	var ctl context.Context
+	d.doorsCtx, d.endDoors = context.WithCancel(context.Background())
+	d.wiresCtx, d.endWires = context.WithCancel(context.Background())
 	ctl, d.endControl = context.WithCancel(context.Background())
 	d.controlling.Go(func() {
 		if err := srv.Serve(ctl, d.controlAt); err != nil {
@@ -347,14 +376,8 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 		}
 	})
 	d.serveAPI(ctl, srv)
-	places := make(chan struct{}, maxGuests())
 	for _, door := range d.doors {
-		door.places, door.came, door.gone = places, d.guestCame, d.service.touch
-		d.running.Go(func() {
-			if err := door.serve(doors, wires, d.network(door.network)); err != nil {
-				d.failed <- err
-			}
-		})
+		d.letIn(door)
 	}
 	d.controlling.Go(func() {
 		d.running.Wait()
@@ -364,10 +387,45 @@ func (d *daemon) start(cfg backend.Config, rules []portforward.Rule) (err error)
 	return nil
 }
 
+// letIn has guests come in at a door, until its end is called or the daemon ends.
+func (d *daemon) letIn(x *door) {
+	ctx, end := context.WithCancel(d.doorsCtx)
+	x.end, x.places, x.came, x.gone = end, d.guests, d.guestCame, d.service.touch
+	d.running.Go(func() {
+		defer end()
+		if err := x.serve(ctx, d.wiresCtx, d.network(x.network)); err != nil {
+			select {
+			case d.failed <- err:
+			default: // one is enough to end the daemon
+			}
+		}
+	})
+}
+
+// places are where guests plug in, for status.
+func (d *daemon) places() (list []string) {
+	for _, door := range d.listDoors() {
+		at := door.String()
+		if door.network != "" {
+			at += " for network " + door.network
+		}
+		list = append(list, at)
+	}
+	return list
+}
+
+// listDoors are those that there are now.
+func (d *daemon) listDoors() []*door {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.doors)
+}
+
 // stop ends everything, conversations after patience, and takes our files away. It may be called again, and after a
 // start that failed half way.
 func (d *daemon) stop(patience time.Duration) {
 	d.once.Do(func() {
+		d.reload.stop()
 		d.service.ending()
 		for _, door := range d.doors {
 			if door.only != nil && d.endWires == nil {
@@ -415,7 +473,7 @@ func (d *daemon) stop(patience time.Duration) {
 }
 
 func (d *daemon) removeFiles() {
-	for _, door := range d.doors {
+	for _, door := range d.listDoors() {
 		door.remove()
 	}
 	if d.removeControl != nil {
@@ -426,6 +484,7 @@ func (d *daemon) removeFiles() {
 		os.Remove(dir) // does nothing to one that is not empty
 	}
 	d.cage.swept.all()
+	d.cage.library.close()
 }
 
 // tell prints how guests plug in, and what the system picked.
@@ -434,13 +493,13 @@ func (d *daemon) tell(c *cobra.Command) {
 	if slices.ContainsFunc(d.doors, func(door *door) bool { return door.stdio }) || d.flowLog != nil && d.flowLog.File() == nil {
 		out = c.ErrOrStderr()
 	}
-	for i, n := range d.nets {
+	for _, n := range d.nets {
 		st, name := n.Status(), ""
 		if len(d.nets) > 1 {
 			name = st.Name + " "
 		}
 		fmt.Fprintf(out, "network %s%s and %s, gateway %s and %s\n", name, st.Prefix4, st.Prefix6, st.Gateway4, st.Gateway6)
-		for _, r := range d.plans[i].bound {
+		for _, r := range n.Bound() {
 			fmt.Fprintf(out, "forward %s\n", r)
 		}
 	}

@@ -285,7 +285,7 @@ func TestRunNetworkFails(t *testing.T) {
 		if err := d.listen(filepath.Join(shortDir(t), "c")); err != nil {
 			return err
 		}
-		if err := d.start(backend.Config{Logger: log}, nil); err != nil {
+		if err := d.start(backend.Config{Logger: log}); err != nil {
 			return err
 		}
 		d.failed <- why

@@ -1,0 +1,112 @@
+package main
+
+// Files that are read when a configuration is, again and again: the daemon's own and the policies that it names.
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/vmnetd/vmnetd/config"
+)
+
+// fileReader reads files of no more than so many bytes. nil reads them as they are.
+type fileReader func(path string, most int) ([]byte, error)
+
+func (r fileReader) read(path string, most int) ([]byte, error) {
+	if r == nil {
+		return readBounded(path, most, false)
+	}
+	return r(path, most)
+}
+
+var errNotRegular = errors.New("not a regular file")
+
+// readBounded reads a file. regular keeps from what is none: a FIFO without a writer would hold up whoever reads it.
+func readBounded(path string, most int, regular bool) ([]byte, error) {
+	open := os.Open
+	if regular {
+		open = openWithoutWaiting
+	}
+	f, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if regular {
+		if fi, err := f.Stat(); err != nil {
+			return nil, err
+		} else if !fi.Mode().IsRegular() {
+			return nil, &fs.PathError{Op: "read", Path: path, Err: errNotRegular}
+		}
+	}
+	b, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
+	if err == nil && len(b) > most {
+		err = &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("more than %d bytes", most)}
+	}
+	return b, err
+}
+
+// fileSet is what a configuration is made of, as it was read at one time.
+type fileSet struct {
+	Config string              `json:"config"`
+	Files  map[string]readFile `json:"files"`
+}
+
+// readFile is a file's text or why there is none.
+type readFile struct {
+	Text  []byte `json:"text,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+// readSet reads a configuration file, those that it names, and others.
+func readSet(path string, others []string) fileSet {
+	s := fileSet{Config: path, Files: map[string]readFile{}}
+	add := func(path string, most int) []byte {
+		if f, ok := s.Files[path]; ok {
+			return f.Text
+		}
+		b, err := readBounded(path, most, true)
+		f := readFile{Text: b}
+		if err != nil {
+			f = readFile{Error: err.Error()}
+			var p *fs.PathError
+			if errors.As(err, &p) {
+				f.Error = p.Err.Error() // who asks says which it is
+			}
+		}
+		s.Files[path] = f
+		return f.Text
+	}
+	text := add(path, config.MaxSize)
+	const most = 64 // policies: more than networks have; each is some megabytes at the worst
+	if f, err := config.Parse(path, text); err == nil {
+		for _, one := range f.Settings() {
+			if one.Flag == "policy-file" && len(s.Files) < most {
+				add(one.Value, maxPolicyFile)
+			}
+		}
+	}
+	for _, o := range others {
+		if len(s.Files) < most {
+			add(o, maxPolicyFile)
+		}
+	}
+	return s
+}
+
+// read is a fileReader.
+func (s fileSet) read(path string, most int) ([]byte, error) {
+	f, ok := s.Files[path]
+	switch {
+	case !ok:
+		return nil, errors.New("it was not read: there are too many files")
+	case f.Error != "":
+		return nil, errors.New(f.Error)
+	case len(f.Text) > most:
+		return nil, fmt.Errorf("more than %d bytes", most)
+	}
+	return f.Text, nil
+}
