@@ -213,6 +213,7 @@ type Server struct {
 	labels []string
 	noName map[string]bool
 	named  map[string]MAC // reserved host names
+	counts counts
 
 	mu    sync.Mutex // never held across a callback
 	v4    *table     // nil: family off

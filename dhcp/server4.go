@@ -28,6 +28,7 @@ func (s *Server) Handle4(ctx context.Context, guest string, mac MAC, payload []b
 		return nil, refuse(Disabled, "no IPv4 prefix")
 	}
 	req, err := parse4(guest, mac, payload)
+	s.counts.heard4(req, err)
 	if err != nil {
 		return nil, err
 	}
@@ -317,6 +318,7 @@ func (s *Server) pack(req *request4, m *dhcpv4.DHCPv4, kind string) (*Reply, err
 		size = max(size, int(n))
 	}
 	size = min(size, 1500) - 20 - 8 // never a fragment on the smallest usual link; IP and UDP headers
+	note(s.counts.to4[:], to4[:], int(m.MessageType()))
 	b := m.ToBytes()
 	for _, c := range spare {
 		if len(b) <= size {

@@ -51,6 +51,7 @@ func (s *Server) Handle6(ctx context.Context, guest string, mac MAC, src netip.A
 		return nil, refuse(Forged, "message from %v, want a link-local address or one of %v", src, s.cfg.Prefix6)
 	}
 	req, err := s.parse6(guest, mac, payload)
+	s.counts.heard6(req, err)
 	if err != nil {
 		return nil, err
 	}
@@ -81,6 +82,7 @@ func (s *Server) Handle6(ctx context.Context, guest string, mac MAC, src netip.A
 	if r.MessageType == dhcpv6.MessageTypeAdvertise {
 		kind = "ADVERTISE"
 	}
+	note(s.counts.to6[:], to6[:], int(r.MessageType))
 	return &Reply{Payload: r.ToBytes(), Dst: netip.AddrPortFrom(src, dhcpv6.DefaultClientPort), MAC: mac, Type: kind}, nil
 }
 

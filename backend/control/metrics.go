@@ -1,10 +1,11 @@
 package control
 
-// Metrics, in Prometheus's formats: what the networks count anyhow, read when somebody asks. Nothing is kept here, so that
-// guests that have gone take nothing and leave no series.
+// Metrics, in Prometheus's formats: what the networks count anyhow, read when somebody asks. Of guests that have gone
+// nothing is kept here, and they leave no series.
 
 import (
 	"bytes"
+	"cmp"
 	"io"
 	"maps"
 	"net/http"
@@ -40,6 +41,7 @@ func ofGuest(name, help string, labels ...string) *prometheus.Desc {
 // metrics is the collector. It is made when the first scraper comes: what nobody asks for takes no memory.
 type metrics struct {
 	server *Server
+	called map[guestAt]calling // of guests that are here; scrapes come one at a time
 
 	build, memory, memoryTarget, memoryHits                         *prometheus.Desc
 	since, guests, sentBytes, sentFrames, gotBytes, gotFrames       *prometheus.Desc
@@ -47,14 +49,14 @@ type metrics struct {
 	limit, limitUse, limitHits                                      *prometheus.Desc
 	forwardActive, forwardAccepted, forwardRefused                  *prometheus.Desc
 	forwardToGuest, forwardToClient                                 *prometheus.Desc
-	questions, answers, unanswered, asking, resolvers, leases       *prometheus.Desc
+	questions, answers, unanswered, asking, resolvers, leases, dhcp *prometheus.Desc
 	up, info, gSentBytes, gSentFrames, gGotBytes, gGotFrames        *prometheus.Desc
 	gDropped, gFlows, gQueue, gQueueLimit, gLimit, gLimitUse, gHits *prometheus.Desc
 }
 
 func newMetrics(s *Server) *metrics {
 	return &metrics{
-		server: s,
+		server: s, called: map[guestAt]calling{},
 
 		build:        describe("build_info", "1, with the program's version and Go's.", "version", "goversion"),
 		memory:       describe("memory_in_use_bytes", "Memory of the process that a collection would leave."),
@@ -89,10 +91,11 @@ func newMetrics(s *Server) *metrics {
 		unanswered: ofNetwork("dns_drops_total", "DNS messages and connections of guests that were dropped, by why.", "reason"),
 		asking:     ofNetwork("dns_waiting", "DNS questions that wait for the host's resolvers."),
 		resolvers:  ofNetwork("dns_resolvers", "The host's resolvers that are asked."),
+		dhcp:       ofNetwork("dhcp_messages_total", "DHCP messages, by family, whether guests sent them (received) or were sent them (sent), and type; invalid is what is refused unread.", "family", "direction", "type"),
 		leases:     ofNetwork("dhcp_leases", "Addresses that DHCP knows of, by family and state.", "family", "state"),
 
 		up:          ofGuest("up", "1 for each guest that is plugged in."),
-		info:        ofGuest("info", "1, with what a guest is called; name and mac are the guest's own choice.", "name", "mac", "link"),
+		info:        ofGuest("info", "1, with what the guest called itself when it was first looked at.", "name", "mac", "link"),
 		gSentBytes:  ofGuest("sent_bytes_total", "Bytes of the frames that the guest has sent."),
 		gSentFrames: ofGuest("sent_frames_total", "Frames that the guest has sent."),
 		gGotBytes:   ofGuest("received_bytes_total", "Bytes of the frames that the guest was given."),
@@ -204,14 +207,46 @@ func (m *metrics) network(s sink, n *backend.Network, first bool) {
 		s.gauge(m.leases, float64(count), name, k.family, k.state)
 	}
 
+	for _, c := range n.DHCPMessages() {
+		family, direction := "ipv4", "received"
+		if c.V6 {
+			family = "ipv6"
+		}
+		if c.Sent {
+			direction = "sent"
+		}
+		s.count(m.dhcp, c.Count, name, family, direction, c.Type)
+	}
+
 	for _, g := range guests {
 		m.guest(s, n, name, g)
 	}
+	maps.DeleteFunc(m.called, func(at guestAt, _ calling) bool {
+		return at.network == n && !slices.ContainsFunc(guests, func(g backend.GuestInfo) bool { return g.ID == at.guest })
+	})
+}
+
+// guestAt is a guest of a network.
+type guestAt struct {
+	network *backend.Network
+	guest   string
+}
+
+// calling is what a guest calls itself: what it first did when somebody looked. Else one that goes by another name at
+// each look would be another series each time.
+type calling struct{ name, mac string }
+
+func (m *metrics) calling(n *backend.Network, g backend.GuestInfo) calling {
+	c := m.called[guestAt{n, g.ID}]
+	c = calling{cmp.Or(c.name, g.Name), cmp.Or(c.mac, g.MAC)}
+	m.called[guestAt{n, g.ID}] = c
+	return c
 }
 
 func (m *metrics) guest(s sink, n *backend.Network, name string, g backend.GuestInfo) {
 	s.gauge(m.up, 1, name, g.ID)
-	s.gauge(m.info, 1, name, g.ID, g.Name, g.MAC, g.Link)
+	c := m.calling(n, g)
+	s.gauge(m.info, 1, name, g.ID, c.name, c.mac, g.Link)
 	s.count(m.gSentBytes, g.RxBytes, name, g.ID)
 	s.count(m.gSentFrames, g.RxFrames, name, g.ID)
 	s.count(m.gGotBytes, g.TxBytes, name, g.ID)
