@@ -252,7 +252,7 @@ func (t *Tap) read(b *link.Batch, frames []link.Span) {
 	if s.over || t.gone {
 		return
 	}
-	at := now()
+	at := uint64(0) // a batch crosses at a time
 	for _, f := range frames {
 		t.seen++
 		s.figures.Seen++
@@ -262,7 +262,7 @@ func (t *Tap) read(b *link.Batch, frames []link.Span) {
 				continue
 			}
 		}
-		if dst := s.room(t, at, f.Len(), flagInbound); dst != nil {
+		if dst := s.room(t, &at, f.Len(), flagInbound); dst != nil {
 			b.AppendTo(dst[:0], f.Upto(len(dst)))
 		}
 	}
@@ -276,7 +276,7 @@ func (t *Tap) wrote(frames []link.Frame) {
 	if s.over || t.gone {
 		return
 	}
-	at := now()
+	at := uint64(0)
 	for i := range frames {
 		f := &frames[i]
 		t.seen++
@@ -293,7 +293,7 @@ func (t *Tap) wrote(frames []link.Frame) {
 				continue
 			}
 		}
-		if dst := s.room(t, at, n, flagOutbound); dst != nil {
+		if dst := s.room(t, &at, n, flagOutbound); dst != nil {
 			gatherFrame(dst, f)
 		}
 	}
@@ -319,8 +319,11 @@ func (s *Session) passes(head []byte, n int, out bool) bool {
 }
 
 // room makes the block of a frame in the queue and returns where its bytes go, or counts it as dropped.
-func (s *Session) room(t *Tap, at uint64, n int, flags uint32) []byte {
+func (s *Session) room(t *Tap, at *uint64, n int, flags uint32) []byte {
 	t.accepted++
+	if *at == 0 {
+		*at = now()
+	}
 	size := min(n, s.snaplen)
 	need := packetHead + pad(size) + packetTail
 	if t.missing > 0 {
@@ -334,7 +337,7 @@ func (s *Session) room(t *Tap, at uint64, n int, flags uint32) []byte {
 	}
 	from := len(s.cur)
 	s.cur = s.cur[:from+need]
-	dst := packetBlock(s.cur[from:], t.id, at, size, n, flags, t.missing)
+	dst := packetBlock(s.cur[from:], t.id, *at, size, n, flags, t.missing)
 	t.missing = 0
 	s.nudge()
 	return dst

@@ -368,7 +368,7 @@ func TestCaptureChurn(t *testing.T) {
 			}
 		})
 	}
-	for range 60 {
+	for range 25 {
 		var file, other bytes.Buffer
 		s, o := Start(&file, Options{}), Start(&other, Options{Snaplen: 80})
 		var taps []*Tap

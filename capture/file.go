@@ -30,6 +30,7 @@ type File struct {
 	section []byte
 	ifaces  map[uint32]*ringInterface // of a ring, by their ids in the capture
 	stream  uint32                    // the next of these
+	reserve int64                     // bytes for what the capture would end with, were it over now
 	nextID  uint32                    // the next in the open file
 	buf     []byte                    // for the open file of the ring
 	now     func() time.Time
@@ -48,6 +49,9 @@ type ringInterface struct {
 	file  int    // the last that describes it
 	id    uint32 // in there
 }
+
+// size is what it takes in a file that does not describe it.
+func (i *ringInterface) size() int64 { return int64(len(i.block) + statisticsLen) }
 
 // minRing holds a file's head and the longest frame.
 const minRing = 100 << 10
@@ -126,10 +130,11 @@ func (w *File) next() error {
 	w.f, w.out, w.good = f, f, 0
 	w.names = append(w.names, name)
 	w.buf = append(w.buf[:0], w.section...)
+	w.nextID, w.reserve = 0, 0
 	for _, i := range w.ifaces {
 		i.file = 0
+		w.reserve += i.size()
 	}
-	w.nextID = 0
 	return nil
 }
 
@@ -229,8 +234,10 @@ func (w *File) keep(b []byte) error {
 		w.buf = append(w.buf, b...)
 		return nil
 	case blockInterface:
-		w.ifaces[w.stream] = &ringInterface{block: append([]byte(nil), b...)}
+		i := &ringInterface{block: append([]byte(nil), b...)}
+		w.ifaces[w.stream] = i
 		w.stream++
+		w.reserve += i.size()
 		return nil
 	case blockPacket, blockStatistics:
 		i := w.ifaces[id()]
@@ -238,7 +245,9 @@ func (w *File) keep(b []byte) error {
 			return fmt.Errorf("not a capture: no interface %d", id())
 		}
 		need := int64(len(b))
-		if i.file != w.count {
+		if le.Uint32(b) == blockPacket && w.reserve < w.ring.Size/2 { // a lab of thousands ends in files of its own
+			need += w.reserve
+		} else if i.file != w.count {
 			need += int64(len(i.block))
 		}
 		if w.good+int64(len(w.buf))+need > w.ring.Size && w.good+int64(len(w.buf)) > int64(len(w.section)) {
@@ -253,12 +262,14 @@ func (w *File) keep(b []byte) error {
 			i.file, i.id = w.count, w.nextID
 			w.nextID++
 			w.buf = append(w.buf, i.block...)
+			w.reserve -= int64(len(i.block))
 		}
 		at := len(w.buf)
 		w.buf = append(w.buf, b...)
 		le.PutUint32(w.buf[at+8:], i.id)
 		if le.Uint32(b) == blockStatistics { // its wire is gone
 			delete(w.ifaces, id())
+			w.reserve -= statisticsLen
 		}
 		return nil
 	}

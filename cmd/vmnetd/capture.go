@@ -257,13 +257,17 @@ func (w *captureWish) stream(ctx context.Context, c *control.Client, a []string)
 	if err != nil {
 		return err
 	}
-	stop := interrupted(func() {
+	end := sync.OnceFunc(func() {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		if _, err := c.StopCapture(ctx, s.ID); err != nil { // the daemon has gone, or it is just over
 			s.Close()
 		}
 	})
+	stop := interrupted(end)
+	if w.write == "-" {
+		readerGone(os.Stdout, end) // else it would be noticed with the next packet only
+	}
 	_, err = io.Copy(f, s)
 	stop()
 	return saved(f, err, true)
