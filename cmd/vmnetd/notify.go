@@ -24,8 +24,7 @@ const (
 
 	// notifyPatience: systemd reads at once, or hangs, and a daemon does not hang with it.
 	notifyPatience = time.Second
-	// maxNotify is what systemd takes of one datagram is 4096 bytes (NOTIFY_BUFFER_MAX); a status is for one line of a
-	// terminal.
+	// maxNotifyStatus: systemd takes 4096 bytes of a datagram (NOTIFY_BUFFER_MAX), and a status is for one line of a terminal.
 	maxNotifyStatus = 512
 	// statusSettle is how long what systemd shows may be behind: many guests that start together are one line.
 	statusSettle = time.Second

@@ -3,7 +3,7 @@ package main
 import "errors"
 
 // A file cannot be replaced there while it is open, and its lock is another thing.
-var errNoPIDFile = errors.New("not on Windows")
+var errNoPIDFile = errors.New("not on Windows, where a file that is open cannot be replaced")
 
 type pidFile struct{ path string }
 

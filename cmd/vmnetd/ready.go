@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -56,6 +57,9 @@ func (f *serviceFlags) begin(systemd bool) (*service, error) {
 	s := &service{pidPath: f.pidFile, systemd: systemd, changed: make(chan struct{}, 1)}
 	if f.ready >= 0 && f.ready < 3 {
 		return nil, usagef("--ready-fd %d: it would be closed, and others write there: want 3 or more, as in 3>FILE", f.ready)
+	}
+	if f.ready >= 0 && runtime.GOOS == "windows" {
+		return nil, usagef("--ready-fd %d: not on Windows, where descriptors have no numbers that are handed on", f.ready)
 	}
 	var err error
 	if s.ready, err = handedFile(f.ready, "--ready-fd"); err != nil {

@@ -74,6 +74,10 @@ network that --network makes: several networks in one daemon know nothing of one
 With --mtu auto each guest finds its own: DHCP offers 65520 in a frame of that length, which cards such as virtio's take
 and hear, and 1500 in a short one. A guest whose system does not ask DHCP for an MTU goes by its card's host_mtu.
 
+Under systemd it takes the sockets that are handed over, each by its FileDescriptorName=: qemu, hyperkit, vde, vfkit, dgram or
+bess, with an address's options behind it (qemu,network=lab), control, or api; and it tells when it is ready, how many guests
+there are, that it is alive (WatchdogSec=) and that it ends.
+
 Flags of the network have QEMU's names as well: --host, --dns, --dhcpstart, --ipv6-net, --dnssearch, --hostfwd, ...
 
 At the end conversations get a second; a second signal ends them at once. Exit status: 0 after a signal, or when the
