@@ -11,7 +11,7 @@ set -eu
 # a file or command that shows that it is here, and the package it comes from
 demo="qemu-system-x86_64:qemu-system-x86"
 # gcc and the C headers for go test -race; ip for namespaces; real DHCP clients; ping and unshare in namespaces; a VDE switch; what checks units and hands sockets over; a kernel that is a process; what reads captures (tshark brings capinfos)
-test="$demo gcc:gcc /usr/include/stdio.h:libc6-dev ip:iproute2 dhclient:isc-dhcp-client busybox:busybox-static vde_switch:vde2 vde_plug:vdeplug ping:iputils-ping unshare:util-linux nsenter:util-linux linux.uml:user-mode-linux systemd-analyze:systemd systemd-socket-activate:systemd tshark:tshark tcpdump:tcpdump"
+test="$demo gcc:gcc /usr/include/stdio.h:libc6-dev ip:iproute2 dhclient:isc-dhcp-client busybox:busybox-static vde_switch:vde2 vde_plug:vdeplug ping:iputils-ping unshare:util-linux nsenter:util-linux linux.uml:user-mode-linux chromium:chromium systemd-analyze:systemd systemd-socket-activate:systemd tshark:tshark tcpdump:tcpdump"
 bench="ip:iproute2 iperf3:iperf3" # the peers are the user's choice
 
 case ${1-} in
