@@ -15,8 +15,10 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // version is set by the linker for releases.
@@ -105,13 +107,13 @@ func rootCommand() *cobra.Command {
 
 Exit status: 0 if it was done, 1 if it failed, 2 if the command line was wrong; of 'run', the command's own.`)
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(), runCommand(), attachCommand(), guestCommand(), doctorCommand(), selfTestCommand(), waitCommand(), topCommand(), versionCommand())
+	root.SetFlagErrorFunc(flagError)
+	root.AddCommand(serveCommand(), runCommand(), attachCommand(), guestCommand(), doctorCommand(), selfTestCommand(), waitCommand(), topCommand(), manCommand(), versionCommand())
 	root.AddCommand(inspectCommands()...)
 	root.AddCommand(limitsCommand(), impairCommand(), captureCommand())
 	root.AddCommand(reloadCommand())
 	root.AddCommand(configCommand(), uiCommand())
+	complete(root)
 	return root
 }
 
@@ -120,10 +122,10 @@ func group(use, short, long string, sub ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("%s has no command %q", c.CommandPath(), args[0])
+				return noCommand(c, args[0])
 			}
 			if c.HasParent() {
-				return usagef("%s: which command?", c.CommandPath())
+				return usagef("%s: which command? %s", c.CommandPath(), strings.Join(subcommands(c), ", "))
 			}
 			return c.Help()
 		}}
@@ -134,11 +136,47 @@ func group(use, short, long string, sub ...*cobra.Command) *cobra.Command {
 // args makes a wrong number of arguments a usage error.
 func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
-		if err := check(c, a); err != nil {
-			return usageError{err}
+		err := check(c, a)
+		switch {
+		case err == nil:
+			return nil
+		case c.HasAvailableSubCommands() && len(a) > 0:
+			return noCommand(c, a[0])
 		}
-		return nil
+		return usagef("%w: want %s", err, c.UseLine())
 	}
+}
+
+// subcommands are those that are shown.
+func subcommands(c *cobra.Command) (names []string) {
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() {
+			names = append(names, sub.Name())
+		}
+	}
+	return names
+}
+
+// noCommand says which was likely meant.
+func noCommand(c *cobra.Command, name string) error {
+	return usagef("%s has no command %q: %s", c.CommandPath(), name, didYouMean(name, subcommands(c)))
+}
+
+// flagError says of a flag that is not there which was likely meant.
+func flagError(c *cobra.Command, err error) error {
+	var none *pflag.NotExistError
+	if errors.As(err, &none) && len(none.GetSpecifiedName()) > 1 {
+		var names []string
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden {
+				names = append(names, f.Name)
+			}
+		})
+		if s := didYouMean(none.GetSpecifiedName(), names); strings.HasPrefix(s, "did you mean ") {
+			return usagef("%w: %s", err, strings.Replace(s, "mean ", "mean --", 1))
+		}
+	}
+	return usageError{err}
 }
 
 func versionCommand() *cobra.Command {
