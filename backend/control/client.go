@@ -303,3 +303,13 @@ func (c *Client) AddDNS(ctx context.Context, r DNSRequest) error {
 func (c *Client) RemoveDNS(ctx context.Context, name, typ, value string) error {
 	return c.call(ctx, "DELETE", "dns", values("name", name, "type", typ, "value", value), nil, nil)
 }
+
+// Networks are the daemon's, with the configuration that is in force; only Network, if that is set.
+func (c *Client) Networks(ctx context.Context) (list []Network, err error) {
+	return list, c.call(ctx, "GET", "networks", nil, nil, &list)
+}
+
+// PutForward has a rule in force: it is added, left as it is, or leads to another place from now on.
+func (c *Client) PutForward(ctx context.Context, r portforward.Rule) (f Forward, err error) {
+	return f, c.call(ctx, "PUT", "forwards/"+url.PathEscape(r.ID()), nil, map[string]portforward.Rule{"rule": r}, &f)
+}

@@ -2,7 +2,7 @@
 // unix socket, and its client. It is the only room that knows HTTP.
 //
 //	s := &control.Server{Networks: []*backend.Network{n}, Version: "1.0"}
-//	go s.Serve(ctx, listener) // a *net.UnixListener; there is no way to hand it a TCP one
+//	go s.Serve(ctx, listener) // a *net.UnixListener
 //
 //	c := control.NewClient("/run/user/1000/vmnetd/control.sock")
 //	guests, err := c.Guests(ctx)
@@ -14,12 +14,17 @@
 // The paths, all under /v1:
 //
 //	GET    /v1/status             the daemon and its networks
+//	GET    /v1/networks           networks, with the configuration in force; /v1/networks/{name} for one
+//	GET    /v1/openapi.json       all of this in OpenAPI 3.1; /v1/openapi.yaml too
 //	GET    /v1/guests             who is plugged in
 //	GET    /v1/guests/{guest}     one of them, by id, name, MAC or address
 //	DELETE /v1/guests/{guest}     end its wire; a guest that reconnects comes back
-//	GET    /v1/flows              conversations; ?guest= ?proto= ?state= ?direction=
+//	GET    /v1/flows              conversations; ?guest= ?name= ?address= ?port= ?state= … ?sort=bytes
 //	GET    /v1/forwards           port forwards
 //	POST   /v1/forwards           add: {"rule":"2222:22"}, or {"rule":{"proto":"tcp","host_port":2222,"guest_port":22}}
+//	PUT    /v1/forwards           these and no others: {"rules":["2222:22"]}
+//	GET    /v1/forwards/{id}      one of them
+//	PUT    /v1/forwards/{id}      the same again changes nothing: {"rule":"2222:22"}
 //	DELETE /v1/forwards/{id}      by id, as "tcp:127.0.0.1:2222"; ?cut=true ends its conversations
 //	GET    /v1/limits             what guests may have, have, and had; ?guest= for one
 //	PUT    /v1/limits             change: {"guest":"g1","limits":{"flows":100,"up":"10mbit"}}; without a guest, the network's
@@ -43,6 +48,11 @@
 // Every path takes ?network=NAME. A daemon with one network needs none; one with several shows the lists of all without
 // it, each entry with its "network", and refuses with 409 what must be one network's. Lists are JSON arrays, never null.
 // An error is a [Problem] (RFC 9457, application/problem+json) that says what was wrong and what would be right.
+//
+// Guests, flows, leases and events come in pages with ?limit=: the Link header leads to the next one. Forwards, records,
+// limits and policies have an ETag, of what can be set: a change with If-Match is done only while that is in force.
+//
+// Over TCP (ServeTCP) the same is there for whoever has the token; [Guard] says what else is looked at.
 //
 // Who may connect: the socket file's mode is the lock, and on Linux the peer's uid must be the daemon's own or
 // root's besides. Guests cannot reach it: it is not on any network.

@@ -121,6 +121,7 @@ func (r *rig) do(method, path, typ, body string) (*http.Response, string) {
 	if err != nil {
 		r.t.Fatalf("%s %s: %v", method, path, err)
 	}
+	asDescribed(r.t, req, resp, string(b))
 	return resp, string(b)
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 
 	"github.com/vmnetd/vmnetd/backend"
@@ -19,7 +20,7 @@ type LimitChange struct {
 const limitExample = `{"guest":"g1","limits":{"flows":100,"up":"10mbit"}}`
 
 func limitRoutes() []route {
-	return []route{{path: "/v1/limits", on: verbs{
+	return []route{{path: "/v1/limits", tag: limitsTag, on: verbs{
 		"GET": {do: listLimits, says: "Lists limits, what is used of them and was", gives: []backend.LimitInfo{}, query: []param{guestParam}},
 		"PUT": {do: changeLimits, says: "Changes limits, all that are named or none", takes: LimitChange{}}}}}
 }
@@ -84,6 +85,11 @@ func changeLimits(c *call) (reply, error) {
 		}
 		guest = g.ID
 	}
+	end, err := c.begin()
+	if err != nil {
+		return reply{}, err
+	}
+	defer end()
 	if err := c.net.ChangeLimits(guest, set); err != nil {
 		return reply{}, problem(http.StatusUnprocessableEntity, "GET /v1/limits has all of them", "%s", short(err.Error()))
 	}
@@ -98,4 +104,23 @@ func (c *Client) Limits(ctx context.Context, guest string) (list []backend.Limit
 // ChangeLimits sets limits, all or none.
 func (c *Client) ChangeLimits(ctx context.Context, l LimitChange) error {
 	return c.call(ctx, "PUT", "limits", nil, l, nil)
+}
+
+// limitsTag is of the values, not of what is used.
+func limitsTag(c *call) (any, error) {
+	var list []string
+	add := func(guest string) error {
+		all, err := c.net.Limits(guest)
+		for _, l := range all {
+			list = append(list, fmt.Sprint(l.Guest, " ", l.Name, " ", l.Value, " ", l.Own, l.Each))
+		}
+		return err
+	}
+	if err := add(""); err != nil {
+		return nil, err
+	}
+	for _, g := range c.net.Guests() {
+		add(g.ID) // or it has just gone
+	}
+	return list, nil
 }

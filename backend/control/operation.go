@@ -17,6 +17,8 @@ type route struct {
 	path string
 	id   string // what stands in the path's {…}, for people
 	on   verbs
+	// tag, if not nil, is what is set here, without counters: its hash is the ETag, for If-Match. See call.begin.
+	tag func(*call) (any, error)
 }
 
 // verbs are operations by their methods. HEAD and OPTIONS come by themselves.
@@ -31,6 +33,7 @@ type operation struct {
 	most  int64   // bytes of body, if not maxBody
 	gives any     // a value of the answer's type; nil: 204 and nothing
 	code  int     // of success, if neither 200 nor 204
+	also  int     // another code of success
 	// streams is a value of the type of the events that it gives with "Accept: text/event-stream". They may go on for ever.
 	streams any
 	// as is the type of an answer that is no JSON.

@@ -77,7 +77,7 @@ func (s *Server) policyRoutes() []route {
 	part := param{name: "guest", says: "the part of the guests that have this pattern and rules of their own"}
 	now := param{name: "now", says: "for conversations that run, too", is: false}
 	return []route{
-		{path: policyPath, on: verbs{
+		{path: policyPath, tag: s.policyTag, on: verbs{
 			"GET":    {do: s.getPolicy, says: "Shows what guests may reach", gives: Policy{}, query: []param{part}},
 			"PUT":    {do: s.putPolicy, says: "Sets what guests may reach", takes: PolicyRequest{}, most: maxPolicy, gives: Policy{}, query: []param{part, now}},
 			"DELETE": {do: s.deletePolicy, says: "Takes away the rules that guests have of their own", query: []param{part, now}}}},
@@ -94,6 +94,19 @@ func (s *Server) policyRoutes() []route {
 		{path: "/v1/policy/questions/{question}", id: "a question's id", on: verbs{
 			"POST": {do: s.answerQuestion, says: "Answers a question", takes: Answer{}}}},
 	}
+}
+
+// policyTag is of the whole, or of the part that the query names.
+func (s *Server) policyTag(c *call) (any, error) {
+	p, err := s.policy(c)
+	if err != nil {
+		return nil, err
+	}
+	rep, err := c.policyReply(p.Document())
+	if err != nil {
+		return nil, err
+	}
+	return rep.body.(Policy).Text, nil
 }
 
 // policy is the network's, unless it is the program's own.
@@ -204,8 +217,11 @@ func (s *Server) changePolicy(c *call, change func(*policy.Document) error) (rep
 		return reply{}, err
 	}
 	now := c.query.Get("now")
-	s.changing.Lock() // two who change parts of it keep each other's
-	defer s.changing.Unlock()
+	end, err := c.begin() // two who change parts of it keep each other's
+	if err != nil {
+		return reply{}, err
+	}
+	defer end()
 	d := p.Document()
 	if err := change(&d); err != nil {
 		return reply{}, err

@@ -21,7 +21,20 @@ var (
 )
 
 func (s *Server) routes() []route {
-	return slices.Concat(s.waitRoutes(), s.policyRoutes(), limitRoutes(), impairRoutes(), s.flowRoutes(), s.captureRoutes(), []route{
+	return slices.Concat(
+		s.waitRoutes(),
+		s.policyRoutes(),
+		limitRoutes(),
+		impairRoutes(),
+		s.flowRoutes(),
+		s.captureRoutes(),
+		s.openAPIRoutes(),
+		s.networkRoutes(),
+		s.mainRoutes())
+}
+
+func (s *Server) mainRoutes() []route {
+	return []route{
 		{path: "/v1/status", on: verbs{
 			"GET": {do: s.status, says: "Shows the daemon and its networks", gives: Status{}, whole: true}}},
 		{path: reloadPath, on: verbs{"POST": {do: s.reload, says: "Reads the daemon's configuration file again, and says what changed and what needs a restart", gives: Reload{}, whole: true}}},
@@ -30,10 +43,13 @@ func (s *Server) routes() []route {
 		{path: "/v1/guests/{guest}", id: guestID, on: verbs{
 			"GET":    {do: getGuest, says: "Shows a guest", gives: backend.GuestInfo{}},
 			"DELETE": {do: kickGuest, says: "Ends a guest's wire; one that reconnects comes back"}}},
-		{path: "/v1/forwards", on: verbs{
+		{path: "/v1/forwards", tag: forwardsTag, on: verbs{
 			"GET":  {do: listForwards, says: "Lists port forwards, with their counters", gives: []portforward.Status{}},
-			"POST": {do: addForward, says: "Adds port forwards, all that a text names or none", takes: ForwardRequest{}, gives: []Forward{}, code: http.StatusCreated}}},
-		{path: "/v1/forwards/{id}", id: "a port forward's id, as tcp:127.0.0.1:2222", on: verbs{
+			"POST": {do: addForward, says: "Adds port forwards, all that a text names or none", takes: ForwardRequest{}, gives: []Forward{}, code: http.StatusCreated},
+			"PUT":  {do: putForwards, says: "Has these port forwards and no others, all or none; those that are there already notice nothing", takes: ForwardSet{}, gives: []Forward{}}}},
+		{path: "/v1/forwards/{id}", id: "a port forward's id, as tcp:127.0.0.1:2222", tag: forwardTag, on: verbs{
+			"GET":    {do: getForward, says: "Shows a port forward, with its counters", gives: portforward.Status{}},
+			"PUT":    {do: putForward, says: "Adds a port forward, leaves it as it is, or has it lead to another place", takes: ForwardRequest{}, gives: Forward{}, also: http.StatusCreated},
 			"DELETE": {do: removeForward, says: "Removes a port forward", query: []param{{name: "cut", says: "end its conversations, too", is: false}}}}},
 		{path: "/v1/leases", on: verbs{
 			"GET": {do: listLeases, says: "Lists who has which address", gives: []Lease{}, pages: leasePages}}},
@@ -42,11 +58,11 @@ func (s *Server) routes() []route {
 		{path: "/v1/events", on: verbs{
 			"GET": {do: s.listEvents, says: "Lists what happened, oldest first, or tells it as it happens", gives: []backend.Event{}, streams: backend.Event{}, whole: true, pages: eventPages,
 				query: []param{{name: "since", says: "only after the event with this id, or this many microseconds since 1970", is: 0}}}}},
-		{path: "/v1/dns", on: verbs{
+		{path: "/v1/dns", tag: dnsTag, on: verbs{
 			"GET":    {do: listDNS, says: "Lists local records", gives: []backend.DNSRecord{}, query: dnsParams},
 			"POST":   {do: addDNS, says: "Adds a local record", takes: DNSRequest{}},
 			"DELETE": {do: removeDNS, says: "Removes local records of a name", query: dnsParams}}},
-	})
+	}
 }
 
 var dnsParams = []param{
@@ -158,6 +174,11 @@ func addForward(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
+	end, err := c.begin()
+	if err != nil {
+		return reply{}, err
+	}
+	defer end()
 	bound, err := c.net.Forwards().AddAll(c.Context(), rules)
 	if err != nil {
 		return reply{}, forwardProblem(err)
@@ -195,6 +216,11 @@ func forwardRules(raw json.RawMessage) (rules []portforward.Rule, err error) {
 }
 
 func removeForward(c *call) (reply, error) {
+	end, err := c.begin()
+	if err != nil {
+		return reply{}, err
+	}
+	defer end()
 	if _, err := c.net.Forwards().Remove(c.PathValue("id"), c.query.Get("cut") == "true"); err != nil {
 		return reply{}, forwardProblem(err)
 	}
@@ -252,6 +278,11 @@ type DNSRequest struct {
 	TTL   uint32 `json:"ttl,omitempty"` // 0: the server's own default
 }
 
+// dnsTag is of the records that were added; those of guests and of the network come and go by themselves.
+func dnsTag(c *call) (any, error) {
+	return slices.DeleteFunc(c.net.DNSRecords(), func(r backend.DNSRecord) bool { return r.Source != "admin" }), nil
+}
+
 func listDNS(c *call) (reply, error) {
 	q := c.query
 	return ok(slices.DeleteFunc(c.net.DNSRecords(), func(r backend.DNSRecord) bool {
@@ -279,6 +310,11 @@ func addDNS(c *call) (reply, error) {
 	if err := oneWord(r.Name, r.Type); err != nil {
 		return reply{}, err
 	}
+	end, err := c.begin()
+	if err != nil {
+		return reply{}, err
+	}
+	defer end()
 	if err := c.net.AddDNS(backend.DNSRecord{Name: r.Name, Type: r.Type, Value: r.Value, TTL: r.TTL}); err != nil {
 		status, right := http.StatusUnprocessableEntity, "as "+dnsExample
 		switch {
@@ -304,6 +340,11 @@ func removeDNS(c *call) (reply, error) {
 	if err := oneWord(name, typ); err != nil {
 		return reply{}, err
 	}
+	end, err := c.begin()
+	if err != nil {
+		return reply{}, err
+	}
+	defer end()
 	if err := c.net.RemoveDNS(name, typ, value); err != nil {
 		return reply{}, problem(http.StatusNotFound, "the list has those there are; a lease's go with it, and the gateway's stay", "%s", short(err.Error()))
 	}

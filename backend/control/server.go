@@ -143,9 +143,11 @@ func (s *Server) log() *slog.Logger {
 // call is a handler's view of a request.
 type call struct {
 	*http.Request
-	net   *backend.Network
-	query url.Values // of the parameters that the operation has, each once and of its kind
-	out   http.Header
+	net    *backend.Network
+	server *Server
+	route  *route
+	query  url.Values // of the parameters that the operation has, each once and of its kind
+	out    http.Header
 }
 
 // reply is a handler's answer: a status code and what becomes JSON, nothing if nil; or a stream, or a download.
@@ -288,13 +290,24 @@ func (s *Server) answer(rt route, op operation, w http.ResponseWriter, r *http.R
 		return reply{}, err
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, cmp.Or(op.most, maxBody))
-	c := &call{r, n, q, w.Header()}
+	c := &call{r, n, s, &rt, q, w.Header()}
 	if q.Get("network") == "" && len(s.networks()) > 1 {
 		return s.ofAll(rt, op, c)
+	}
+	// Before what is there is looked at: an ETag that is too old does no harm.
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		if err := c.tagged(); err != nil {
+			return reply{}, err
+		}
 	}
 	rep, err := op.do(c)
 	if err != nil {
 		return rep, err
+	}
+	if r.Method == http.MethodPut {
+		if err := c.tagged(); err != nil {
+			return rep, err
+		}
 	}
 	return c.page(op, rep)
 }
