@@ -88,6 +88,9 @@ func TestOpenAPI(t *testing.T) {
 			}
 		}
 	}
+	if _, odd := (&Server{}).describe(); len(odd) > 0 {
+		t.Errorf("the document does not tell all: %s", strings.Join(odd, "; "))
+	}
 	r := newRig(t)
 	// The validator finds what is wrong.
 	req, _ := http.NewRequest("GET", "http://vmnetd/v1/status", nil)
