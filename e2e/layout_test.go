@@ -83,7 +83,7 @@ var rooms = []room{
 	{"cmd/vmnetd", []string{"backend", "impair", "capture", "backend/control", "guestlog", "backend/link", "backend/egress", "flows", "flowlog", "dhcp", "dns", "portforward", "qemu", "vfkit", "netns", "cage", "policy", "config", "ui"},
 		[]string{"backend/backendtest", "backend/guest"},
 		"flags become a configuration, listeners become links; gVisor's types stay in backend"},
-	{"e2e", nil, []string{"e2e/vm", "e2e/vm/channel", "e2e/traffic", "e2e/space", "e2e/stream", "backend", "backend/control", "flows", "portforward", "backend/guest", "qemu"},
+	{"e2e", nil, []string{"e2e/vm", "e2e/vm/channel", "e2e/traffic", "e2e/space", "e2e/stream", "backend", "backend/control", "flows", "impair", "portforward", "backend/guest", "qemu"},
 		"proof from outside: the built binary; of ours only the API's client and its words (flows and rules among them), and what makes guests; those that a browser looks at are programs"},
 	{"e2e/vm", []string{"e2e/vm/channel"}, []string{"e2e/traffic"},
 		"makes guests for any network: vmnetd's own code must not be able to help it"},
