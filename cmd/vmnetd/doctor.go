@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,21 +31,53 @@ const resolverTime = 3 * time.Second
 
 func doctorCommand() *cobra.Command {
 	var format outputFormat
+	var strict bool
+	var need []string
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Tell what this machine lacks, and what does not work without it",
 		Long: `Tell what this machine lacks for vmnetd, as the user who asks: what does not work without it, and what to do. Nothing is
 changed, and no daemon is asked; 'vmnetd status' says how a daemon's own sandbox came out.
 
-Exit status: 0, whatever is missing.`,
+Exit status: 0, whatever is missing; 1 with --strict if anything is, with --need if that is.`,
+		Example: `  vmnetd doctor
+  vmnetd doctor --need 'IPv4 ping' --need resolver      # for a script: what it cannot do without
+  vmnetd doctor -o json | jq '.[] | select(.ok | not)'`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			list := examine()
-			return format.print(c.OutOrStdout(), false, list, func(w io.Writer) { writeFindings(w, list) })
+			missing, err := lacking(list, strict, need)
+			if err != nil {
+				return err
+			}
+			err = format.print(c.OutOrStdout(), false, list, func(w io.Writer) { writeFindings(w, list) })
+			if err == nil && len(missing) > 0 {
+				err = fmt.Errorf("this machine lacks %s", strings.Join(missing, ", "))
+			}
+			return err
 		},
 	}
 	format.flag(c)
+	c.Flags().BoolVar(&strict, "strict", false, "fail if anything is missing")
+	c.Flags().StringArrayVar(&need, "need", nil, "fail if `THIS` is missing, by the name in the list; may be repeated")
 	return c
+}
+
+// lacking are those that are missing and must not be.
+func lacking(list []finding, strict bool, need []string) (missing []string, err error) {
+	names := make([]string, len(list))
+	for i, f := range list {
+		names[i] = f.Name
+		if !f.OK && (strict || slices.ContainsFunc(need, func(n string) bool { return strings.EqualFold(n, f.Name) })) {
+			missing = append(missing, f.Name)
+		}
+	}
+	for _, n := range need {
+		if !slices.ContainsFunc(names, func(s string) bool { return strings.EqualFold(n, s) }) {
+			return nil, usagef("--need %s: %s", n, didYouMean(n, names))
+		}
+	}
+	return missing, nil
 }
 
 func writeFindings(w io.Writer, list []finding) {
@@ -135,11 +169,14 @@ func examineResolver() finding {
 func examinePaths() finding {
 	dir := runtimeDir()
 	path := filepath.Join(dir, "control.sock")
+	if env := os.Getenv(controlEnv); env != "" {
+		path = env
+	}
 	f := finding{Name: "sockets", OK: true, Is: dir}
-	do := "set XDG_RUNTIME_DIR, or name places with --qemu unix:PATH and --control PATH"
+	do := "set XDG_RUNTIME_DIR to a folder with a short name, or name places with --qemu unix:PATH and --control PATH, or $" + controlEnv
 	switch {
 	case len(path) > maxUnixPath:
-		f.OK, f.Lacks, f.Do = false, fmt.Sprintf("%s has %d bytes, and a socket's path may have %d", path, len(path), maxUnixPath), do
+		f.OK, f.Lacks, f.Do = false, fmt.Sprintf("vmnetd serve, run, and all that ask a daemon: %s has %d bytes, and a socket's path may have %d", path, len(path), maxUnixPath), do
 	default:
 		if err := private(dir); err != nil && !os.IsNotExist(err) {
 			f.OK, f.Lacks, f.Do = false, err.Error(), do

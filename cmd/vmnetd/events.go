@@ -72,6 +72,8 @@ The last 2,048 events of each network are there. What guests may cause without e
 With -o json they are an array; with --follow an object a line.
 
 Kinds: ` + strings.Join(known, ", ")
+	c.Example = `  vmnetd events --since 5m
+  vmnetd events --follow --kind refused --guest web`
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with those that come, until ^C")
 	c.Flags().StringVar(&since, "since", "", "only those after `WHEN`: an event's id, a time as 2026-11-21T13:00:00Z, or so long ago, as 5m")
 	c.Flags().StringArrayVar(&kinds, "kind", nil, "only of this `KIND`; may be repeated")

@@ -150,6 +150,21 @@ Add ,source=client to show the guest the client's own address in place of the ga
 		return c.RemoveDNS(ctx, a[0], a[1], a[2])
 	})
 
+	for c, example := range map[*cobra.Command]string{
+		status:     "  vmnetd status\n  vmnetd status --network lab -o json",
+		vmLS:       "  vmnetd vm ls\n  vmnetd vm ls -o wide          # MACs, MTUs, links, drops by reason\n  vmnetd vm ls -o json | jq -r '.[].name'",
+		kick:       "  vmnetd vm kick web\n  vmnetd vm kick 10.0.2.15 52:54:00:12:34:56",
+		forwardLS:  "  vmnetd forward ls",
+		forwardAdd: "  vmnetd forward add 8080:web:80\n  vmnetd forward add 0:22 | cut -d: -f2        # whatever port is free",
+		forwardRM:  "  vmnetd forward rm tcp:127.0.0.1:8080\n  vmnetd forward rm --cut 8080:web:80",
+		leasesLS:   "  vmnetd leases ls",
+		release:    "  vmnetd leases release 10.0.2.15",
+		dnsLS:      "  vmnetd dns ls",
+		dnsAdd:     "  vmnetd dns add db A 10.0.2.20\n  vmnetd dns add db AAAA fdf7:3e18:6b44:2::20 --ttl 60",
+		dnsRM:      "  vmnetd dns rm db\n  vmnetd dns rm db A 10.0.2.20",
+	} {
+		c.Example = example
+	}
 	return []*cobra.Command{
 		status,
 		eventsCommand(),

@@ -52,6 +52,8 @@ A limit with a star is the guest's own. They are set by --limit when the daemon 
 
 A value is a number; bytes are written 4MiB or 500k, bytes a second 10mbit or 1MB; none takes away a bound that need not
 be, default what was set. A guest's limits stay with its MAC until the daemon ends.`
+	show.Example = "  vmnetd limits\n  vmnetd limits web -o json"
+	set.Example = "  vmnetd limits set web flows=100,up=10mbit\n  vmnetd limits set flows=1000"
 	show.AddCommand(set)
 	return show
 }
