@@ -39,6 +39,7 @@ type serveFlags struct {
 	file     string
 	files    fileReader  // nil: as they are
 	given    []givenFlag // on the command line
+	only     bool        // those of run
 }
 
 func (f *serveFlags) add(fs *pflag.FlagSet) {
@@ -53,6 +54,32 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	f.networks = fs.StringArray("network", nil, networkUsage)
 	fs.StringVar(&f.control, "control", "", "`PATH` of the control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
 	fs.StringVar(&f.file, "config", "", "`FILE` with the same in YAML ('vmnetd config print' makes one); other flags override what it says")
+}
+
+// addRun adds those of run: the rest is for daemons of many guests.
+func (f *serveFlags) addRun(fs *pflag.FlagSet) {
+	f.n.add(fs, slog.LevelWarn)
+	f.box.add(fs)
+	f.addrs, f.networks, f.only = addDoorFlags(func(string, []string, string) *[]string { return new([]string) }), new([]string), true
+	fs.StringVar(&f.control, "control", "", "`PATH` of the control socket (default in a private folder)")
+	fs.StringVar(&f.file, "config", "", "`FILE` with the same in YAML: a network, and no doors; other flags override what it says")
+}
+
+// fits says what of a file run has not.
+func (f *serveFlags) fits(file *config.File, fs *pflag.FlagSet) error {
+	for i := 1; i < len(file.Networks) && f.only; i++ {
+		return usageError{file.NetworkFault(i, errors.New("a second network: 'vmnetd run' has its command's one; 'vmnetd serve' has any number"))}
+	}
+	for _, s := range file.Settings() {
+		switch {
+		case !f.only || fs.Lookup(s.Flag) != nil:
+		case slices.ContainsFunc(framings, func(x *framing) bool { return x.name == s.Flag }):
+			return usageError{file.Fault(s, errors.New("a door: 'vmnetd run' has its command's wire; doors are for 'vmnetd serve'"))}
+		default:
+			return usageError{file.Fault(s, fmt.Errorf("'vmnetd run' has no --%s: it is for 'vmnetd serve'", s.Flag))}
+		}
+	}
+	return nil
 }
 
 // readFile puts what the file says, if one is named, in place of flags that were not given.
@@ -70,6 +97,9 @@ func (f *serveFlags) readFile(fs *pflag.FlagSet) error {
 
 // apply puts what a file says in place of flags that were not given.
 func (f *serveFlags) apply(file *config.File, fs *pflag.FlagSet) error {
+	if err := f.fits(file, fs); err != nil {
+		return err
+	}
 	var names []string // of networks that the file need not have
 	for _, spec := range *f.networks {
 		names = append(names, splitCommas(spec)[0])
@@ -128,6 +158,9 @@ func applyConfig(file *config.File, fs *pflag.FlagSet) error {
 				return usageError{file.Fault(s, valueFault(err))}
 			}
 		}
+	}
+	if fs.Lookup("network") == nil {
+		return nil // run's
 	}
 	more := fs.Lookup("network").Value.(pflag.SliceValue)
 	var list []string

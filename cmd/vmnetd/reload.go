@@ -64,6 +64,7 @@ type reloader struct {
 	given   []givenFlag
 	log     io.Writer
 	journal bool
+	only    bool     // run's flags
 	policy  []string // files of policies that flags name
 
 	mu    sync.Mutex   // one at a time
@@ -91,7 +92,7 @@ func newReloader(d *daemon, f *serveFlags, plans []plan, log io.Writer) (*reload
 	if err != nil {
 		return nil, err
 	}
-	r := &reloader{d: d, path: f.file, given: f.given, log: log, journal: f.n.journal, file: file, plans: slices.Clone(plans)}
+	r := &reloader{d: d, path: f.file, given: f.given, log: log, journal: f.n.journal, only: f.only, file: file, plans: slices.Clone(plans)}
 	if r.path != "-" {
 		if r.path, err = filepath.Abs(r.path); err != nil {
 			return nil, err
@@ -222,7 +223,11 @@ func (r *reloader) read() (result control.Reload, err error) {
 	}
 	var f serveFlags
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
-	f.add(flags)
+	if r.only {
+		f.addRun(flags)
+	} else {
+		f.add(flags)
+	}
 	f.files, f.n.journal = set.read, r.journal
 	if err := give(flags, r.given); err != nil {
 		return result, err

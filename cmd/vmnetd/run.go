@@ -21,12 +21,12 @@ import (
 )
 
 func runCommand() *cobra.Command {
-	var n networkFlags
+	var f serveFlags // those of them that addRun adds
+	n, box := &f.n, &f.box
 	var ns spaceFlags
-	var box cageFlags
 	var record captureFlags
 	var sf serviceFlags
-	var ctl, logFile, mac string
+	var logFile, mac string
 	c := &cobra.Command{
 		Use:   "run [-p RULE]... [flags] -- COMMAND [ARGUMENT]...",
 		Short: "Run one command with a network of its own",
@@ -56,6 +56,9 @@ mounts itself (Firecracker, container runtimes). Root's commands stay root's.
 
   vmnetd run --netns -p 8080:80 -- python3 -m http.server 80
 
+With --config, a file says what flags say, as with 'vmnetd serve': one network, without doors. 'vmnetd reload' has it read
+again.
+
 The command has our terminal and is in our process group: what is typed, ^C or ^Z, it gets by itself. Signals that
 are sent to vmnetd (INT, TERM, HUP, QUIT, USR1, USR2) are passed on. On Linux, when vmnetd is killed the command gets
 SIGTERM, since its network is gone for good; who wants a VM to outlive its network uses 'vmnetd serve'.
@@ -69,12 +72,10 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 			return nil
 		}),
 	}
-	n.add(c.Flags(), slog.LevelWarn)
+	f.addRun(c.Flags())
 	ns.add(c.Flags())
-	box.add(c.Flags())
 	record.add(c.Flags())
 	sf.add(c.Flags())
-	c.Flags().StringVar(&ctl, "control", "", "`PATH` of the control socket (default in a private folder)")
 	c.Flags().StringVar(&logFile, "log-file", "", "`FILE` that the log is appended to (default stderr)")
 	c.Flags().StringVar(&mac, "mac", "", "`MAC` of the card that is added")
 	c.Flags().SetInterspersed(false) // flags behind the command's name are the command's
@@ -85,6 +86,10 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 			return err
 		}
 		defer func() { sv.end(err) }()
+		if err := f.readFile(c.Flags()); err != nil {
+			return err
+		}
+		ctl := f.control
 		var log io.Writer = os.Stderr
 		if logFile != "" {
 			f, err := os.OpenFile(logFile, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
@@ -161,7 +166,10 @@ found, 1 if the network failed, 2 if the command line was wrong.`,
 		}
 		return run(cfg.Logger, program, append([]string{a[0]}, argv...), fd, by, func(d *daemon) error {
 			d.profile, d.policy, d.service = n.profile, n.chosen, sv
-			d.cage = confinement{cageFlags: box, late: true}
+			d.cage = confinement{cageFlags: *box, late: true}
+			if d.reload, err = newReloader(d, &f, []plan{{cfg: cfg, policy: n.chosen}}, sink); err != nil {
+				return err
+			}
 			if ctl == "" || ns.on {
 				dir, err := makeRuntimeDir()
 				if err != nil {
