@@ -33,7 +33,7 @@ const (
 	// flowFlush is how much is gathered at most before it is written: what a unix socket takes at once.
 	flowFlush = 64 << 10
 	// anewAgain is how soon after the present conversations were told they are told again, to one that is too slow for what
-	// comes: a list of ten thousand takes the daemon some 50 ms.
+	// comes: a list of ten thousand takes the daemon a tenth of a second.
 	anewAgain = 2 * time.Second
 )
 

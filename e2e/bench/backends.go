@@ -103,6 +103,8 @@ func (be backend) cannot(t test, mtu int) string {
 	switch {
 	case mtu != 1500 && !be.bigMTU:
 		return "not measured: it has no option for the MTU"
+	case t.name == "watched" && be.name != "vmnetd":
+		return "not measured: there is nothing to watch it by"
 	case t.six && be.gateway6 == "":
 		return "not measured: it has no IPv6"
 	case t.together && !be.many:
@@ -119,6 +121,7 @@ func startVmnetd(b *bed, g *guest, p plan) (*proc, error) {
 			args = append(args, "-p", fmt.Sprintf("tcp:127.0.0.1:%d-%s:%d", port, g.addr4, port))
 		}
 	}
+	b.control = p.sock + ".api"
 	return b.start(b.host, nil, true, args...)
 }
 

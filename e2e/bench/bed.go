@@ -45,6 +45,7 @@ type bed struct {
 	host, server *space.Space
 	guests       []*guest
 	be           backend
+	control      string  // vmnetd's control socket
 	backends     []*proc // processes of the backend
 	procs        []*proc // all, in the order of their start
 }

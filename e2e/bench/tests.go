@@ -75,6 +75,8 @@ var tests = []test{
 	}},
 	{name: "idle", what: "memory with one idle guest", shown: true, metrics: []metric{{"rss_mb", "", "MB", 1}}, run: idleMemory},
 	{name: "hold", what: "connections held open (--held)", metrics: []metric{{"kb_each", "memory each", "KB", 1}, {"open_s", "time to open", "s", 2}, {"alive", "alive at the end", "", 0}}, run: holdTest},
+	{name: "watched", what: "with the stream of flows followed, metrics read each second and --held connections, beside without (vmnetd)",
+		metrics: watchedMetrics, run: watchedTest},
 	{name: "idle20", what: "20 idle guests", guests: idleGuests, metrics: []metric{{"cpu_percent", "processor time", "% of one", 2}, {"rss_mb", "memory", "MB", 1}}, run: idleCPU},
 	{name: "fwd", what: "port forward, host to guest", forward: true, metrics: bulk, run: forwardTest()},
 	{name: "fwdback", what: "port forward, guest to host", forward: true, metrics: bulk, run: forwardTest("-R")},
@@ -312,27 +314,48 @@ func holdTest(b *bed) (values, error) {
 		return nil, err
 	}
 	_, before := b.usage()
-	begin, in, err := os.Pipe()
+	v, finish, err := b.hold()
 	if err != nil {
 		return nil, err
 	}
-	defer in.Close()
+	_, after := b.usage()
+	end, err := finish()
+	if err != nil {
+		return nil, err
+	}
+	v["alive"] = end["alive"]
+	v["kb_each"] = float64(after-before) / 1e3 / v["opened"]
+	if missing := float64(b.held) - v["opened"]; missing > 0 {
+		v["errors"] = missing
+	}
+	return v, nil
+}
+
+// hold has the first guest hold connections (--held). finish ends them, and says what had become of them.
+func (b *bed) hold() (v values, finish func() (values, error), err error) {
+	begin, in, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
 	out, said, err := os.Pipe()
 	if err != nil {
 		begin.Close()
-		return nil, err
+		in.Close()
+		return nil, nil, err
 	}
-	defer out.Close()
 	p := &proc{name: "load hold", cmd: b.partCommand("load", "hold", "-to", net.JoinHostPort(server4, strconv.Itoa(echoPort)), "-n", strconv.Itoa(b.held)), gone: make(chan struct{})}
 	p.cmd.Stdin, p.cmd.Stdout = begin, said
 	err = b.launch(first(b), p)
 	begin.Close()
 	said.Close()
 	if err != nil {
-		return nil, err
+		in.Close()
+		out.Close()
+		return nil, nil, err
 	}
 	lines := make(chan values, 2)
 	go func() {
+		defer out.Close()
 		defer close(lines)
 		for sc := bufio.NewScanner(out); sc.Scan(); {
 			var v values
@@ -352,23 +375,17 @@ func holdTest(b *bed) (values, error) {
 		}
 		return nil
 	}
-	v := next()
-	if v == nil {
+	if v = next(); v == nil {
 		p.stop()
-		return nil, fmt.Errorf("%d connections do not open within %v: %s", b.held, most, p.said.String())
+		in.Close()
+		return nil, nil, fmt.Errorf("%d connections do not open within %v: %s", b.held, most, p.said.String())
 	}
-	_, after := b.usage()
-	if _, err := io.WriteString(in, "\n"); err != nil {
-		return nil, err
-	}
-	end := next()
-	if err := b.wait(p, patience); err != nil {
-		return nil, err
-	}
-	v["alive"] = end["alive"]
-	v["kb_each"] = float64(after-before) / 1e3 / v["opened"]
-	if missing := float64(b.held) - v["opened"]; missing > 0 {
-		v["errors"] = missing
-	}
-	return v, nil
+	return v, func() (values, error) {
+		defer in.Close()
+		if _, err := io.WriteString(in, "\n"); err != nil {
+			return nil, err
+		}
+		end := next()
+		return end, b.wait(p, patience)
+	}, nil
 }
