@@ -5,6 +5,7 @@
 # make build   bin/vmnetd
 # make release vmnetd for Linux, macOS and Windows in dist/, bit for bit the same wherever the same commit is built
 # make package deb and rpm in dist/
+# make man     manual pages in dist/man
 # make fmt     format the tree
 # make clean   remove what make built
 
@@ -14,7 +15,7 @@ GO ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM = gotest.tools/gotestsum@v1.13.0
 
-.PHONY: build demo test bench release package check fmt clean
+.PHONY: build demo test bench release package man check fmt clean
 
 build:
 	@mkdir -p bin
@@ -60,6 +61,9 @@ check:
 	@for os in linux darwin windows; do echo "GOOS=$$os go vet ./..."; GOOS=$$os $(GO) vet ./... || exit 1; done
 	@echo "staticcheck ./..."
 	@$(GO) run $(STATICCHECK) ./...
+
+man: build
+	@bin/vmnetd man dist/man
 
 fmt:
 	@gofmt -w .

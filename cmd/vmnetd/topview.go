@@ -417,7 +417,12 @@ func (m *top) flowColumns(several bool) []column[*topFlow] {
 		{title: "DOWN/s", width: 7, keep: 8, right: true, cell: func(f *topFlow) string { return rate(f.down) }},
 		{title: "BYTES", width: 7, keep: 4, right: true, cell: func(f *topFlow) string { return size(f.UpBytes + f.DownBytes) }},
 		{title: "STATE", width: 7, keep: 5, cell: func(f *topFlow) string { return cmp.Or(f.Waits, f.State) }},
-		{title: "IDLE", width: 6, keep: 2, right: true, cell: func(f *topFlow) string { return while(f.idle(now)) }},
+		{title: "IDLE", width: 6, keep: 2, right: true, cell: func(f *topFlow) string { 
+			if f.up+f.down > 0 {
+				return "0s"
+			}
+			return while(f.idle(now))
+		}},
 		{title: "AGE", width: 6, keep: 2, right: true, cell: func(f *topFlow) string { return ago(f.Opened) }},
 	}
 	if several {
@@ -436,7 +441,7 @@ func forwardColumns(several bool) []column[*topForward] {
 		{title: "REFUSED", width: 7, keep: 3, right: true, cell: func(f *topForward) string { return fmt.Sprint(f.Refused) }},
 		{title: "RATE/s", width: 7, keep: 5, right: true, cell: func(f *topForward) string { return rate(f.rate) }},
 		{title: "BYTES", width: 7, keep: 4, right: true, cell: func(f *topForward) string { return size(f.ToGuest + f.ToClient) }},
-		{title: "LAST ERROR", keep: 1, cell: func(f *topForward) string { return cmp.Or(f.LastError, "-") }},
+		{title: "LAST ERROR", width: 20, keep: 1, cell: func(f *topForward) string { return cmp.Or(f.LastError, "-") }},
 	}
 	if several {
 		cols = slices.Insert(cols, 0, column[*topForward]{title: "NETWORK", width: 8, keep: 4, cell: func(f *topForward) string { return f.network }})

@@ -115,7 +115,7 @@ func waitCommand() *cobra.Command {
 			if problem != nil {
 				return problem.Error(), errAgain
 			}
-			return fmt.Sprintf("port %d/%s of %s: %s", p.port, p.proto, p.guest, held.Detail), errAgain
+			return held.Detail, errAgain
 		})
 		return w.show(err, held, func(w io.Writer) { row(w, held.Guest, held.Address, held.Detail) })
 	}, `  vmnetd wait port web:22 --timeout 2m && ssh -p 2222 localhost
