@@ -124,6 +124,40 @@ func TestNotify(t *testing.T) {
 	}
 }
 
+// systemd hears that the configuration is read again, and when that is done: 'systemctl reload' waits for it.
+func TestNotifyReload(t *testing.T) {
+	m := newManager(t)
+	file := filepath.Join(shortDir(t), "vmnetd.yaml")
+	write := func(networks string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte("networks:\n"+networks), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("  - name: default\n")
+	p := program(t, "vmnetd", "serve", "--config", file)
+	p.Env = append(p.Env, m.env())
+	p.start()
+	m.hears("READY=1")
+	write("  - name: default\n  - name: lab\n    net: 10.9.0.0/24\n")
+	p.Process.Signal(syscall.SIGHUP)
+	if now, _ := m.hears("RELOADING=1"); len(now) != 2 || !strings.HasPrefix(now[1], "MONOTONIC_USEC=") {
+		t.Errorf("%q", now)
+	}
+	m.hears("READY=1")
+	m.hears("STATUS=0 guests in 2 networks")
+	write("  - nome: default\n") // nothing is changed, and it goes on
+	out, err := exec.Command("vmnetd", "reload", "--control", filepath.Join(p.run, "vmnetd/control.sock")).CombinedOutput()
+	if err == nil {
+		t.Errorf("a wrong file was taken: %s", out)
+	}
+	m.hears("RELOADING=1")
+	m.hears("READY=1")
+	p.Process.Signal(syscall.SIGTERM)
+	m.hears("STOPPING=1")
+	p.ends(0)
+}
+
 // A daemon that is not the one whose watchdog it is, or has none, gives no sign of life; why one cannot start is told.
 func TestNotifyFails(t *testing.T) {
 	m := newManager(t)

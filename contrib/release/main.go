@@ -236,7 +236,7 @@ func (r *release) papers(work string) (files []file, err error) {
 		return nil, err
 	}
 	if _, err := ask("man", pages); err != nil {
-		return files, nil // it has none
+		return nil, err
 	}
 	list, err := os.ReadDir(pages)
 	if err != nil {

@@ -69,7 +69,7 @@ func TestSameTwice(t *testing.T) {
 	}
 	files := readTar(t, archives[0])
 	for _, want := range []string{"vmnetd", "LICENSE", "THIRD-PARTY-LICENSES", "README.md", "CHANGELOG.md", "completions/vmnetd.bash", "completions/_vmnetd",
-		"completions/vmnetd.fish", "contrib/systemd/system/vmnetd.service", "contrib/systemd/user/vmnetd.socket"} {
+		"completions/vmnetd.fish", "man/man1/vmnetd.1", "man/man1/vmnetd-serve.1", "contrib/systemd/system/vmnetd.service", "contrib/systemd/user/vmnetd.socket"} {
 		if files[folder+"/"+want] == nil {
 			t.Errorf("no %s", want)
 		}
