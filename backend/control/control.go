@@ -40,6 +40,11 @@
 //	GET    /v1/policy/learn       a policy of what was learnt; POST begins, DELETE ends
 //	GET    /v1/policy/questions   what rules with "ask" ask
 //	POST   /v1/policy/questions/{question}  {"answer":"allow","for":"session"}
+//	GET    /v1/captures           what is written down of guests' wires
+//	POST   /v1/captures           begin: {"guest":"g1","filter":"tcp port 443","max_seconds":60}, kept in memory; with
+//	                              "Accept: application/x-pcapng" it is the answer's body
+//	GET    /v1/captures/{id}      one of them; POST …/stop ends it, GET …/file and …/stream fetch one that is kept
+//	DELETE /v1/captures/{id}      end it and forget it
 //	POST   /v1/reload             read the daemon's configuration file again: what changed, and what needs a restart
 //	GET    /v1/events             what happened; ?since=ID. With "Accept: text/event-stream" as it happens, too
 //	GET    /metrics               counters and gauges for Prometheus, at /v1/metrics too; of all networks

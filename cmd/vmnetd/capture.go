@@ -188,18 +188,19 @@ Without -w, 'vmnetd capture start' has the daemon keep a capture in memory; save
 }
 
 func writeCaptures(w io.Writer, list []backend.CaptureInfo) {
-	row(w, "ID", "STATE", "GUEST", "EXPRESSION", "FLOW", "PACKETS", "BYTES", "MISSING", "AGE")
+	head(w, "ID", "STATE", "GOES TO", "GUEST", "EXPRESSION", "FLOW", "PACKETS", "BYTES", "MISSING", "AGE")
 	for _, i := range list {
-		state, guest := "running", i.Guest
+		state, to, guest := "running", "whoever began it", i.Guest
 		if !i.Running {
 			state = i.End
-		} else if i.Kept {
-			state = "kept"
+		}
+		if i.Kept {
+			to = "memory"
 		}
 		if guest == "" {
 			guest = "all"
 		}
-		row(w, i.ID, state, guest, i.Filter, i.Flow, i.Packets, size(uint64(i.Bytes)), i.Dropped, ago(i.Started))
+		row(w, i.ID, state, to, guest, i.Filter, i.Flow, i.Packets, size(uint64(i.Bytes)), i.Dropped, ago(i.Started))
 	}
 }
 
