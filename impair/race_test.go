@@ -1,0 +1,6 @@
+//go:build race
+
+package impair
+
+// raced: the race detector takes ten times as long for what has one goroutine.
+const raced = true
