@@ -49,7 +49,7 @@ func FuzzRequest(f *testing.F) {
 	s := &Server{Networks: []*backend.Network{n}, Policies: map[string]*policy.Policy{"default": rules}, Logger: slog.New(slog.DiscardHandler), allowed: func(peer) bool { return true }}
 	h := s.handler()
 	f.Fuzz(func(t *testing.T, method, target, body string) {
-		if method == "POST" && !strings.HasPrefix(target, "/v1/dns") && !strings.HasPrefix(target, "/v1/policy") {
+		if (method == "POST" || method == "PUT") && !strings.HasPrefix(target, "/v1/dns") && !strings.HasPrefix(target, "/v1/policy") {
 			return // port forwards open sockets of this machine
 		}
 		if !strings.HasPrefix(target, "/") || strings.ContainsAny(target+method, " \r\n\t") || method == "" {
