@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"reflect"
 	"slices"
 
 	"github.com/vmnetd/vmnetd/dns"
 	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/impair"
 	"github.com/vmnetd/vmnetd/portforward"
 )
 
@@ -44,11 +46,11 @@ func (r Reloaded) back() error {
 	return errors.Join(errs...)
 }
 
-// Reload changes what a running network can: Forwards, Records, Static, Limits, GuestLimits and Doors are as in c from now
+// Reload changes what a running network can: Forwards, Records, Static, Limits, GuestLimits, Impair, GuestImpair and Doors are as in c from now
 // on, all of them or, after an error, none. What else c says is not looked at: it takes another network.
 //
 // Conversations that run go on, those of forwards that are removed too, but for UDP, whose socket is the forward's. What was
-// added meanwhile by Forwards().Add and AddDNS stays; so do limits that ChangeLimits set, where c says of them what the
+// added meanwhile by Forwards().Add and AddDNS stays; so do limits that ChangeLimits set, and bad lines that Impair set, where c says of them what the
 // configuration before said. A static lease is the guest's when it renews.
 func (n *Network) Reload(ctx context.Context, c Config) (done Reloaded, err error) {
 	n.reloading.Lock()
@@ -60,6 +62,7 @@ func (n *Network) Reload(ctx context.Context, c Config) (done Reloaded, err erro
 	now := was
 	now.Forwards, now.Records, now.Static, now.Doors = slices.Clone(c.Forwards), slices.Clone(c.Records), maps.Clone(c.Static), slices.Clone(c.Doors)
 	now.Limits, now.GuestLimits = c.Limits, maps.Clone(c.GuestLimits)
+	now.Impair, now.GuestImpair = c.Impair, maps.Clone(c.GuestImpair)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, done.back())
@@ -89,6 +92,11 @@ func (n *Network) Reload(ctx context.Context, c Config) (done Reloaded, err erro
 	if err := n.reloadForwards(ctx, was.Forwards, now.Forwards, &done); err != nil {
 		return done, err
 	}
+	if err := new(impairTable).init(&now); err != nil { // checks them
+		return done, err
+	}
+	n.reloadImpairs(&was, &now)
+	done.undo = append(done.undo, func() error { n.reloadImpairs(&now, &was); return nil })
 	changes := limitChanges(&was, &now)
 	return done, step(func() error { return n.changeLimits(changes) }, func() error { return n.changeLimits(limitChanges(&now, &was)) })
 }
@@ -257,6 +265,39 @@ func (n *Network) reloadForwards(ctx context.Context, was, now []portforward.Rul
 	n.bound = bound
 	done.undo = append(done.undo, func() error { n.bound = before; return nil })
 	return nil
+}
+
+// reloadImpairs has the bad lines of now in force where they are not those of was. What is alike is not begun anew.
+func (n *Network) reloadImpairs(was, now *Config) {
+	var before, after impairTable
+	if before.init(was) != nil || after.init(now) != nil {
+		return // they were checked
+	}
+	t := &n.impairs
+	t.mu.Lock()
+	if !reflect.DeepEqual(before.net, after.net) {
+		t.net = after.net
+	}
+	replace(t.macs, before.macs, after.macs)
+	replace(t.names, before.names, after.names)
+	t.mu.Unlock()
+	for _, p := range n.seg.all() {
+		p.impair()
+	}
+}
+
+// replace puts into m what after has otherwise than before.
+func replace[K comparable](m, before, after map[K]*impair.Settings) {
+	for k, s := range after {
+		if !reflect.DeepEqual(before[k], s) {
+			m[k] = s
+		}
+	}
+	for k := range before {
+		if after[k] == nil {
+			delete(m, k)
+		}
+	}
 }
 
 // limitChange is a limit of the network, or of the guest with a MAC, that a configuration sets otherwise than the one before.

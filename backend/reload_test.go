@@ -15,6 +15,7 @@ import (
 	"github.com/vmnetd/vmnetd/backend"
 	. "github.com/vmnetd/vmnetd/backend/backendtest"
 	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/impair"
 	"github.com/vmnetd/vmnetd/portforward"
 )
 
@@ -115,6 +116,11 @@ func TestReload(t *testing.T) {
 	d.Static = map[string][]netip.Addr{"52:54:00:00:00:09": {netip.MustParseAddr("10.0.2.99")}}
 	d.Limits = flows.Limits{Flows: 2000, DNS: 100}
 	d.GuestLimits = nil
+	line, err := impair.ParseSettings("latency=1ms", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.GuestImpair = map[string]impair.Settings{"web": line}
 	d.Doors = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:7777")}
 	done, err := n.Reload(patience(t), d)
 	if err != nil {
@@ -148,6 +154,18 @@ func TestReload(t *testing.T) {
 		t.Errorf("the static lease: %v, %v", ack, err)
 	}
 
+	impaired := func() bool {
+		for _, g := range n.Guests() {
+			if i, err := n.Impairment(g.ID); err == nil && g.Name == "web" {
+				return i.Own
+			}
+		}
+		return false
+	}
+	if !impaired() {
+		t.Error("the guest's line is as good as before")
+	}
+
 	// What people added is what is kept.
 	kept := func() string {
 		b, err := os.ReadFile(filepath.Join(c.StateDir, "added-default.json"))
@@ -176,6 +194,9 @@ func TestReload(t *testing.T) {
 	}
 	if got := addedNames(n); !slices.Contains(got, "old.internal. A 10.0.2.78") || !slices.Contains(got, "db.internal. A 10.0.2.77") || slices.Contains(got, "new.internal. AAAA fd00::80") {
 		t.Errorf("taken back: %q", got)
+	}
+	if impaired() {
+		t.Error("taken back: the guest's line is bad")
 	}
 	if limitOf(t, n, "flows") != "1000" || limitOf(t, n, "dns") != "50" || len(n.Config().Static) != 0 {
 		t.Errorf("taken back: %+v", n.Config())

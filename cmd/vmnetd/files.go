@@ -3,13 +3,16 @@ package main
 // Files that are read when a configuration is, again and again: the daemon's own and the policies that it names.
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/vmnetd/vmnetd/config"
+	"github.com/vmnetd/vmnetd/impair"
 )
 
 // fileReader reads files of no more than so many bytes. nil reads them as they are.
@@ -20,6 +23,30 @@ func (r fileReader) read(path string, most int) ([]byte, error) {
 		return readBounded(path, most, false)
 	}
 	return r(path, most)
+}
+
+// trace is impair.Files.
+func (r fileReader) trace(name string) (*impair.Trace, error) {
+	b, err := r.read(name, maxTraceFile)
+	if err != nil {
+		return nil, err
+	}
+	return impair.ReadTrace(name, bytes.NewReader(b))
+}
+
+// maxTraceFile: an hour of a line, a number for each packet, has some megabytes.
+const maxTraceFile = 16 << 20
+
+// tracesOf are the files that an --impair names.
+func tracesOf(spec string, read fileReader) (names []string) {
+	if _, text, own := strings.Cut(spec, "@"); own {
+		spec = text
+	}
+	impair.ParseSettings(spec, func(name string) (*impair.Trace, error) { // what is wrong is said when it is used
+		names = append(names, name)
+		return read.trace(name)
+	})
+	return names
 }
 
 var errNotRegular = errors.New("not a regular file")
@@ -81,16 +108,24 @@ func readSet(path string, others []string) fileSet {
 		return f.Text
 	}
 	text := add(path, config.MaxSize)
-	const most = 64 // policies: more than networks have; each is some megabytes at the worst
+	const maxFiles = 64 // policies: more than networks have; each is some megabytes at the worst
 	if f, err := config.Parse(path, text); err == nil {
 		for _, one := range f.Settings() {
-			if one.Flag == "policy-file" && len(s.Files) < most {
+			if one.Flag == "impair" {
+				tracesOf(one.Value, func(name string, most int) ([]byte, error) {
+					if len(s.Files) < maxFiles {
+						add(name, most)
+					}
+					return s.read(name, most)
+				})
+			}
+			if one.Flag == "policy-file" && len(s.Files) < maxFiles {
 				add(one.Value, maxPolicyFile)
 			}
 		}
 	}
 	for _, o := range others {
-		if len(s.Files) < most {
+		if len(s.Files) < maxFiles {
 			add(o, maxPolicyFile)
 		}
 	}

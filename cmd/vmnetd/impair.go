@@ -18,13 +18,13 @@ import (
 const impairUsage = "`[GUEST@]LINE` plays a bad line to all guests, or to the one with this name or MAC: a preset as 3g, rate=10mbit,latency=50ms, or down=… up=…; 'vmnetd impair set --help' has the words; may be repeated"
 
 // parseImpair makes what --impair says a configuration's.
-func parseImpair(specs []string, c *backend.Config) error {
+func parseImpair(specs []string, c *backend.Config, read fileReader) error {
 	for _, spec := range specs {
 		guest, text, own := strings.Cut(spec, "@")
 		if !own {
 			guest, text = "", spec
 		}
-		s, err := impair.ParseSettings(text, impair.OpenTrace)
+		s, err := impair.ParseSettings(text, read.trace)
 		if err != nil {
 			return fmt.Errorf("--impair %s: %w", spec, err)
 		}

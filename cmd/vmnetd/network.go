@@ -183,7 +183,7 @@ func (n *networkFlags) config(log io.Writer) (backend.Config, error) {
 	if err := parseLimits(n.limits, &c); err != nil {
 		return fail(err)
 	}
-	if err := parseImpair(n.impair, &c); err != nil {
+	if err := parseImpair(n.impair, &c, n.policy.read); err != nil {
 		return fail(err)
 	}
 	if limit, ok := fileLimit(); ok && c.Limits.Total == 0 {

@@ -65,7 +65,7 @@ type reloader struct {
 	log     io.Writer
 	journal bool
 	only    bool     // run's flags
-	policy  []string // files of policies that flags name
+	policy  []string // files that flags name: of policies, and traces of bad lines
 
 	mu    sync.Mutex   // one at a time
 	over  bool         // the daemon ends
@@ -102,11 +102,19 @@ func newReloader(d *daemon, f *serveFlags, plans []plan, log io.Writer) (*reload
 		if g.name == "policy-file" {
 			r.policy = append(r.policy, g.values...)
 		}
+		if g.name == "impair" {
+			for _, spec := range g.values {
+				r.policy = append(r.policy, tracesOf(spec, nil)...)
+			}
+		}
 		if g.name == "network" {
 			for _, spec := range g.values {
 				for _, part := range splitCommas(spec) {
 					if path, ok := strings.CutPrefix(part, "policy-file="); ok {
 						r.policy = append(r.policy, path)
+					}
+					if spec, ok := strings.CutPrefix(part, "impair="); ok {
+						r.policy = append(r.policy, tracesOf(spec, nil)...)
 					}
 				}
 			}
@@ -365,12 +373,13 @@ func (ch *change) forceable() (*config.File, []plan) {
 			continue
 		}
 		n, to := &force.Networks[i], wanted.Networks[j]
-		n.DNSRecord, n.Static, n.Limits, n.GuestLimits = to.DNSRecord, to.Static, to.Limits, to.GuestLimits
+		n.DNSRecord, n.Static, n.Limits, n.GuestLimits, n.Impair = to.DNSRecord, to.Static, to.Limits, to.GuestLimits, to.Impair
 		n.Policy = to.Policy
 		n.Policy.Audit = force.Networks[i].Policy.Audit
 		p := &plans[slices.IndexFunc(plans, func(p plan) bool { return nameOf(p.cfg) == n.Name })]
 		q := ch.plans[slices.IndexFunc(ch.plans, func(p plan) bool { return nameOf(p.cfg) == n.Name })]
 		p.cfg.Records, p.cfg.Static, p.cfg.Limits, p.cfg.GuestLimits = q.cfg.Records, q.cfg.Static, q.cfg.Limits, q.cfg.GuestLimits
+		p.cfg.Impair, p.cfg.GuestImpair = q.cfg.Impair, q.cfg.GuestImpair
 		p.policy.doc = q.policy.doc
 		was := p.cfg.Forwards
 		n.Forward, p.cfg.Forwards = nil, nil
@@ -706,9 +715,9 @@ func reloadCommand() *cobra.Command {
 	c.Long = `Have the daemon read the file of 'vmnetd serve --config' again, as SIGHUP does, and say what came of it.
 
 What can change does, for what is to come; conversations that run are not touched: forwards (TCP conversations of those
-that are removed go on; UDP's end), DNS records, static leases, limits, the policy, doors (guests of those that are closed
+that are removed go on; UDP's end), DNS records, static leases, limits, bad lines, the policy, doors (guests of those that are closed
 stay), and networks that are new. What else differs is named, and needs a restart. What was added meanwhile ('vmnetd forward
-add', 'dns add') stays; a policy or limit that was set meanwhile stays unless the file says another than before.
+add', 'dns add') stays; a policy, limit or bad line that was set meanwhile stays unless the file says another than before.
 
 It is all or nothing: if anything is wrong, with the file or with what it wants, nothing is changed.
 
