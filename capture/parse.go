@@ -475,7 +475,7 @@ func (p *parser) primitive() node {
 	case q.proto == "ether":
 		p.fail(p.here(), "want host, src, dst, proto, broadcast or multicast behind ether")
 	case q.proto != "":
-		p.fail(t.at, "want host, net, port, … before it, or and")
+		p.fail(t.at, "want host, net, port or portrange behind %s, or and", q.proto)
 	case p.last.set && p.operand(start):
 		q = p.last // "port 80 or 443"
 	case isWord(start.text):
