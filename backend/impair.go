@@ -211,3 +211,13 @@ func (n *Network) Impairment(guest string) (ImpairInfo, error) {
 	t.mu.Unlock()
 	return ImpairInfo{Guest: g.ID, Name: g.Name, MAC: g.MAC, Own: own, Settings: p.bad.Settings(), ImpairStats: p.bad.Stats()}, nil
 }
+
+// ImpairedAll returns the network's settings, of all guests that have none of their own.
+func (n *Network) ImpairedAll() impair.Settings {
+	n.impairs.mu.Lock()
+	defer n.impairs.mu.Unlock()
+	if n.impairs.net == nil {
+		return impair.Settings{}
+	}
+	return *n.impairs.net
+}

@@ -238,7 +238,7 @@ func (d *daemon) closedToGuests() (list []netip.AddrPort) {
 		ap := a.Addr().(*net.TCPAddr).AddrPort()
 		list = append(list, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
 	}
-	return list
+	return append(list, d.qos.door()...)
 }
 
 // apiPlaces are where the API answers, for status.

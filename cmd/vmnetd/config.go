@@ -33,6 +33,7 @@ type serveFlags struct {
 	sv       serviceFlags
 	flowLog  flowLogFlags
 	capture  captureFlags
+	qos      qosFlags
 	addrs    []*[]string
 	networks *[]string
 	control  string
@@ -50,6 +51,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	f.sv.add(fs)
 	f.flowLog.add(fs)
 	f.capture.add(fs)
+	f.qos.add(fs)
 	f.addrs = addDoorFlags(fs.StringArray)
 	f.networks = fs.StringArray("network", nil, networkUsage)
 	fs.StringVar(&f.control, "control", "", "`PATH` of the control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")

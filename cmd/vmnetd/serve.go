@@ -140,6 +140,10 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		if err := d.openAPI(&f.api); err != nil {
 			return err
 		}
+		if err := f.qos.open(); err != nil {
+			return err
+		}
+		d.qos = &f.qos
 		if err := d.openDoors(addrs, func(a string) bool { return !handed(a) }); err != nil {
 			return err
 		}
@@ -214,6 +218,7 @@ type daemon struct {
 	log        *slog.Logger
 	forgetting forgetting
 	profile    bool         // --pprof
+	qos        *qosFlags    // --qos
 	guestLog   *slog.Logger // of the doors
 	doors      []*door
 	more       []plan       // of the networks beside the first
@@ -380,6 +385,7 @@ func (d *daemon) start(cfg backend.Config) (err error) {
 		}
 	})
 	d.serveAPI(ctl, srv)
+	d.qos.serve(d)
 	for _, door := range d.doors {
 		d.letIn(door)
 	}
@@ -431,6 +437,7 @@ func (d *daemon) stop(patience time.Duration) {
 	d.once.Do(func() {
 		d.reload.stop()
 		d.service.ending()
+		d.qos.close()
 		for _, door := range d.doors {
 			if door.only != nil && d.endWires == nil {
 				door.only.close()
