@@ -19,6 +19,7 @@
 //	GET    /v1/guests             who is plugged in
 //	GET    /v1/guests/{guest}     one of them, by id, name, MAC or address
 //	DELETE /v1/guests/{guest}     end its wire; a guest that reconnects comes back
+//	GET    /v1/guests/{guest}/port what becomes of a try to connect to it: ?port= ?proto=
 //	GET    /v1/flows              conversations; ?guest= ?name= ?address= ?port= ?state= … ?sort=bytes
 //	GET    /v1/forwards           port forwards
 //	POST   /v1/forwards           add: {"rule":"2222:22"}, or {"rule":{"proto":"tcp","host_port":2222,"guest_port":22}}

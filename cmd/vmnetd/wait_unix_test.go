@@ -92,3 +92,21 @@ func TestWaitUsage(t *testing.T) {
 		}
 	}
 }
+
+func FuzzWaitPort(f *testing.F) {
+	for _, s := range []string{"web:22", "10.0.2.15:53/udp", "[fd00::15]:22", "52:54:00:12:34:56:22", "web", ":22", "web:0", "[]:1", "a:1/", "[a:1", "::1:2", "web:+1", "/udp", "web:22/tcp/udp"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, err := parseWaitPort(s)
+		if err != nil {
+			return
+		}
+		if p.guest == "" || p.port == 0 || p.proto != "tcp" && p.proto != "udp" {
+			t.Errorf("%q is taken for %+v", s, p)
+		}
+		if !strings.Contains(s, p.guest) {
+			t.Errorf("%q is taken for guest %q", s, p.guest)
+		}
+	})
+}
