@@ -36,6 +36,7 @@ func serveCommand() *cobra.Command {
 		Long: `Run a network that guests plug into, any number, together or one after another, until SIGINT or SIGTERM.
 
 With --config, a file says what flags say ('vmnetd config print' makes one); flags that are given all the same override it.
+SIGHUP, or 'vmnetd reload', has it read again; without a file SIGHUP ends the daemon as SIGTERM does.
 
 Guests come in at doors: a flag says how they speak, its address where. Each door takes any number of guests, but a
 connected descriptor, stdio and what is dialled, which are one. Without any it is --qemu
