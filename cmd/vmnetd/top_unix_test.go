@@ -256,12 +256,21 @@ func TestTop(t *testing.T) {
 	}
 }
 
+// altScreenLeft waits for what gives the terminal back: the program may end before all that it wrote is read here.
 func (s *screen) altScreenLeft() {
 	s.t.Helper()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if raw := s.raw.String(); strings.LastIndex(raw, "\x1b[?1049l") < strings.LastIndex(raw, "\x1b[?1049h") || strings.LastIndex(raw, "\x1b[?25h") < strings.LastIndex(raw, "\x1b[?25l") {
-		s.t.Errorf("the other screen or the hidden cursor stays: %q", raw[max(0, len(raw)-300):])
+	raw := ""
+	last := func(seq string) int { return strings.LastIndex(raw, seq) }
+	for end := time.Now().Add(cliPatience); ; time.Sleep(20 * time.Millisecond) {
+		s.mu.Lock()
+		raw = s.raw.String()
+		s.mu.Unlock()
+		if last("\x1b[?1049l") > last("\x1b[?1049h") && last("\x1b[?25h") >= last("\x1b[?25l") {
+			return
+		}
+		if time.Now().After(end) {
+			s.t.Fatalf("the other screen or the hidden cursor stays: %q", raw[max(0, len(raw)-300):])
+		}
 	}
 }
 

@@ -417,7 +417,7 @@ func (m *top) flowColumns(several bool) []column[*topFlow] {
 		{title: "DOWN/s", width: 7, keep: 8, right: true, cell: func(f *topFlow) string { return rate(f.down) }},
 		{title: "BYTES", width: 7, keep: 4, right: true, cell: func(f *topFlow) string { return size(f.UpBytes + f.DownBytes) }},
 		{title: "STATE", width: 7, keep: 5, cell: func(f *topFlow) string { return cmp.Or(f.Waits, f.State) }},
-		{title: "IDLE", width: 6, keep: 2, right: true, cell: func(f *topFlow) string { 
+		{title: "IDLE", width: 6, keep: 2, right: true, cell: func(f *topFlow) string {
 			if f.up+f.down > 0 {
 				return "0s"
 			}
