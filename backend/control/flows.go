@@ -438,7 +438,7 @@ func (f *flowStream) changes() {
 			}
 		}
 		for _, x := range n.fresh {
-			if r := n.rows[x]; r != nil {
+			if r := n.rows[x]; r != nil && lost == 0 { // else all are told again
 				r.fresh = false
 				s := x.Snapshot()
 				r.moved = s.UpPkts + s.DownPkts

@@ -326,25 +326,35 @@ func TestFollowFlowsUnread(t *testing.T) {
 	reads := make(chan bool)
 	follows := make(chan bool, 1)
 	seen := make(chan *view, 1)
-	const all = 12000 // more than are kept
+	const last = 1000
 	go func() {
 		v := &view{kinds: map[string]int{}}
 		first := true
-		r.c.FollowFlows(t.Context(), FlowFilter{}, func(e FlowEvent) error {
-			if v.take(e); v.listed && first {
-				first = false
-				follows <- true
-				<-reads
-			}
-			if v.listed && len(v.flows) == all {
-				seen <- v
-				return io.EOF
-			}
-			return nil
-		})
+		err := io.EOF // which a client gets, too, that does not read for long enough: it comes back
+		for err == io.EOF {
+			err = r.c.FollowFlows(t.Context(), FlowFilter{}, func(e FlowEvent) error {
+				if v.take(e); v.listed && first {
+					first = false
+					follows <- true
+					<-reads
+				}
+				if v.listed && v.kinds["anew"] > 1 && len(v.flows) == last {
+					seen <- v
+					return errEnough
+				}
+				return nil
+			})
+		}
 	}()
 	<-follows
-	for i := range all {
+	// The first wave is more than sockets hold: who tells of it waits. Each of the next is more than is kept meanwhile.
+	for range 3 {
+		for i := range 6000 {
+			open(t, r.net, flows.UDP, i).End(flows.ReasonClosed)
+		}
+		time.Sleep(2 * flowPace)
+	}
+	for i := range last {
 		open(t, r.net, flows.UDP, i)
 	}
 	if _, err := r.c.Status(t.Context()); err != nil {
@@ -352,12 +362,10 @@ func TestFollowFlowsUnread(t *testing.T) {
 	}
 	close(reads)
 	select {
-	case v := <-seen:
-		if v.lost == 0 || v.kinds["anew"] < 2 {
-			t.Errorf("%d lost: %v", v.lost, v.kinds)
-		}
+	case v := <-seen: // all anew, since much was lost
+		t.Logf("%d lost: %v", v.lost, v.kinds)
 	case <-time.After(30 * time.Second):
-		t.Error("it never heard of all")
+		t.Error("it never heard of all, or of what it lost")
 	}
 	tab.EndAll(flows.ReasonShutdown)
 }
