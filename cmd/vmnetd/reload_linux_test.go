@@ -187,7 +187,7 @@ func TestReloadUnderTransfer(t *testing.T) {
 		if i%2 == 0 {
 			return s + ", \"0:81\"]\ndoors: {qemu: [\"unix:SOCK\"]}\n"
 		}
-		return s + fmt.Sprintf(", \"0:82\"]\n    policy: {preset: offline}\n    limits: {flows: %d, queue: 1MiB}\ndoors: {qemu: [\"unix:SOCK\", \"tcp:%d\"]}\n", 100+i, door)
+		return s + fmt.Sprintf(", \"0:82\"]\n    policy: {preset: offline}\n    limits: {flows: %d, udp: 500}\ndoors: {qemu: [\"unix:SOCK\", \"tcp:%d\"]}\n", 100+i, door)
 	}
 	r := newReloaded(t, config(0))
 	g := r.plug("unix", r.sock, "busy")
