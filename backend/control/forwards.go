@@ -19,7 +19,7 @@ const forwardSetExample = `{"rules":["127.0.0.1:2222:22/tcp"]}`
 
 // forwardsTag is what a PUT of all sets.
 func forwardsTag(c *call) (any, error) {
-	var list []string
+	list := []string{}
 	for _, f := range c.net.Forwards().List() {
 		list = append(list, f.Text)
 	}
