@@ -289,6 +289,7 @@ func (s *Server) answer(rt route, op operation, w http.ResponseWriter, r *http.R
 	if err != nil {
 		return reply{}, err
 	}
+	r = r.WithContext(r.Context()) // net/http looks at its own one's body for what is unread, and would wait for that
 	r.Body = http.MaxBytesReader(w, r.Body, cmp.Or(op.most, maxBody))
 	c := &call{r, n, s, &rt, q, w.Header()}
 	if q.Get("network") == "" && len(s.networks()) > 1 {
@@ -343,6 +344,9 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if !errors.As(err, &p) {
 		p = problem(http.StatusInternalServerError, "the daemon's log may say more", "%v", err)
 		s.log().Error("control: failed", "method", r.Method, "path", short(r.URL.Path), "error", err)
+	}
+	if p.Status == http.StatusRequestEntityTooLarge || p.Status == http.StatusRequestTimeout {
+		w.Header().Set("Connection", "close") // the rest of the body is not waited for
 	}
 	said := *p
 	said.Instance = instance(r)
