@@ -21,6 +21,7 @@
 //	DELETE /v1/guests/{guest}     end its wire; a guest that reconnects comes back
 //	GET    /v1/guests/{guest}/port what becomes of a try to connect to it: ?port= ?proto=
 //	GET    /v1/flows              conversations; ?guest= ?name= ?address= ?port= ?state= … ?sort=bytes
+//	                              with "Accept: text/event-stream" what becomes of them, as it comes ([FlowEvent])
 //	GET    /v1/forwards           port forwards
 //	POST   /v1/forwards           add: {"rule":"2222:22"}, or {"rule":{"proto":"tcp","host_port":2222,"guest_port":22}}
 //	PUT    /v1/forwards           these and no others: {"rules":["2222:22"]}
