@@ -37,6 +37,7 @@ type Impaired struct {
 
 	set    sync.Mutex // held while Set works
 	force  impair.Settings
+	ends   sync.Mutex // held while closed is set, and while a goroutine is started
 	closed atomic.Bool
 	done   chan struct{}
 	wg     sync.WaitGroup
@@ -209,11 +210,24 @@ func (w *Impaired) fire(d *way) {
 	}
 }
 
+// goes starts a goroutine that Close waits for, unless it is too late for any.
+func (w *Impaired) goes(f func()) bool {
+	w.ends.Lock()
+	defer w.ends.Unlock()
+	if w.closed.Load() {
+		return false
+	}
+	w.wg.Go(f)
+	return true
+}
+
 // Close implements Link. What was under way is dropped.
 func (w *Impaired) Close() error {
+	w.ends.Lock()
 	if !w.closed.Swap(true) {
 		close(w.done)
 	}
+	w.ends.Unlock()
 	err := w.inner.Close()
 	w.wg.Wait()
 	for _, d := range []*way{&w.up, &w.down} {
@@ -243,8 +257,9 @@ func (w *Impaired) ReadFrames(b *Batch) error {
 			}
 			b.moveUnparsed(&w.in)
 			w.reading, w.ended, w.err = true, false, nil
-			w.wg.Add(1)
-			go w.read()
+			if !w.goes(w.read) {
+				return net.ErrClosed
+			}
 		}
 		w.up.mu.Lock()
 		w.give(b)
@@ -255,8 +270,9 @@ func (w *Impaired) ReadFrames(b *Batch) error {
 			w.up.on.Store(false)
 		case w.ended && !w.up.line.Idle(): // it was set again
 			w.ended = false
-			w.wg.Add(1)
-			go w.read()
+			if !w.goes(w.read) {
+				err = net.ErrClosed
+			}
 		}
 		w.arm(&w.up)
 		w.up.mu.Unlock()
@@ -282,7 +298,6 @@ func (w *Impaired) ReadFrames(b *Batch) error {
 
 // read is the goroutine that reads the wire into the line, until nothing is set any more.
 func (w *Impaired) read() {
-	defer w.wg.Done()
 	for {
 		w.in.Next()
 		err := w.inner.ReadFrames(&w.in)
@@ -359,10 +374,7 @@ func (w *Impaired) WriteFrames(frames []Frame) (int, error) {
 	if w.closed.Load() {
 		return 0, net.ErrClosed
 	}
-	w.pump.Do(func() {
-		w.wg.Add(1)
-		go w.writeAll()
-	})
+	w.pump.Do(func() { w.goes(w.writeAll) })
 	w.sendDown(frames)
 	w.fire(&w.down)
 	return len(frames), nil
@@ -388,7 +400,6 @@ func (w *Impaired) sendDown(frames []Frame) {
 
 // writeAll is the goroutine that writes to the wire what has arrived, while nobody polls.
 func (w *Impaired) writeAll() {
-	defer w.wg.Done()
 	for {
 		select {
 		case <-w.down.due:
