@@ -19,6 +19,7 @@ func TestConfigKeys(t *testing.T) {
 		"network": true, "config": true, // the file's own form
 		"ready-fd": true, "pid-file": true, // whoever starts a daemon says them, each time anew
 		"capture":  true, // begins anew with each start
+		"qos":      true, // for the programs of one test
 		"restrict": true, // policy: {preset: restrict}
 	}
 	var look func(reflect.Type)
