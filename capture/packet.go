@@ -5,8 +5,6 @@ import (
 	"net/netip"
 )
 
-// headLen is as much of a frame as Packet tells of: Ethernet, an IPv6 header, a fragment's, and ports.
-const headLen = 14 + 60 + 8
 
 // Packet is whose frame it is: the guest's end and the far one. The zero Packet is of a frame that is no conversation's.
 type Packet struct {
