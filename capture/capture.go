@@ -159,7 +159,8 @@ func (s *Session) StopAs(why Ending) { s.end(why, nil) }
 
 func (s *Session) end(why Ending, err error) {
 	s.mu.Lock()
-	if s.ending == Running {
+	// What waited when it was stopped may not fit any more: then the file lacks it, whoever was first.
+	if s.ending == Running || err != nil && s.err == nil {
 		s.ending, s.err = why, err
 	}
 	s.over = true

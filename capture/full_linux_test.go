@@ -38,8 +38,7 @@ func TestFileFullDisk(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if _, why := s.Figures(); why != WriterFailed {
-		// Stop was first, and what waited did not fit.
-		t.Logf("ended by %s", why)
+		t.Errorf("ended by %s", why)
 	}
 	f.Close()
 	b, err := os.ReadFile(path)

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 )
 
-
 // Packet is whose frame it is: the guest's end and the far one. The zero Packet is of a frame that is no conversation's.
 type Packet struct {
 	Proto      uint8          // 6, 17, 1 or 58

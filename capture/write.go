@@ -73,6 +73,12 @@ func (w *writing) turn() bool {
 		s.mu.Unlock()
 		return false
 	}
+	var leaving []*Tap // one that goes from here on has frames behind these
+	for _, t := range changed {
+		if t.gone && !t.left {
+			leaving = append(leaving, t)
+		}
+	}
 	s.mu.Unlock()
 	for _, t := range changed {
 		if !t.met {
@@ -91,11 +97,8 @@ func (w *writing) turn() bool {
 		}
 		s.mu.Unlock()
 	}
-	for _, t := range changed { // behind its last frame
-		s.mu.Lock()
-		gone := t.gone
-		s.mu.Unlock()
-		if gone && !w.ended && !t.left {
+	for _, t := range leaving { // behind its last frame
+		if !w.ended && !t.left {
 			t.left = true
 			w.introduce(true)
 			w.farewell(t)
