@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -164,10 +165,16 @@ func TestPutForwards(t *testing.T) {
 	}
 	defer l.Close()
 	before := have()
+	idle := r.net.Forwards().List()
 	for _, bad := range []string{set(text(l.Addr().(*net.TCPAddr).Port, 22)), set(text(a, 22), text(a, 23)), set(`"0:22"`), set(`5`), `{}`, `{"rules":null}`, `[]`} {
 		resp, body := r.ask("PUT", "/v1/forwards", bad)
 		if resp.StatusCode < 400 || resp.StatusCode >= 500 || len(strings.Fields(have())) != 2 {
 			t.Errorf("%s: %d %s; there is %s, was %s", bad, resp.StatusCode, body, have(), before)
+		}
+		for _, f := range r.net.Forwards().List() {
+			if !slices.ContainsFunc(idle, func(was portforward.Status) bool { return was.ID == f.ID && was.Since == f.Since }) {
+				t.Errorf("%s: %s was taken away and put back", bad, f.ID)
+			}
 		}
 	}
 	if resp, body := r.ask("PUT", "/v1/forwards", set()); resp.StatusCode != 200 || have() != "" || strings.TrimSpace(body) != "[]" {

@@ -1,9 +1,7 @@
 package control
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"slices"
 
@@ -75,7 +73,7 @@ func putForward(c *call) (reply, error) {
 	} else {
 		old = append(old, f.Rule)
 	}
-	bound, err := replaceForwards(c.Context(), c.net.Forwards(), old, rules)
+	bound, err := c.net.Forwards().Replace(c.Context(), old, rules)
 	if err != nil {
 		return reply{}, forwardProblem(err)
 	}
@@ -122,7 +120,7 @@ func putForwards(c *call) (reply, error) {
 			fresh = append(fresh, r)
 		}
 	}
-	if _, err := replaceForwards(c.Context(), c.net.Forwards(), old, fresh); err != nil {
+	if _, err := c.net.Forwards().Replace(c.Context(), old, fresh); err != nil {
 		return reply{}, forwardProblem(err)
 	}
 	list := []Forward{}
@@ -130,23 +128,4 @@ func putForwards(c *call) (reply, error) {
 		list = append(list, Forward{f.ID, f.Text, f.Rule})
 	}
 	return reply{http.StatusOK, list}, nil
-}
-
-// replaceForwards removes some and adds others, all or none.
-func replaceForwards(ctx context.Context, t *portforward.Table, old, fresh []portforward.Rule) ([]portforward.Rule, error) {
-	var gone []portforward.Rule
-	for _, r := range old {
-		if _, err := t.Remove(r.ID(), false); err == nil { // else somebody was faster
-			gone = append(gone, r)
-		}
-	}
-	bound, err := t.AddAll(ctx, fresh)
-	if err != nil {
-		for _, r := range gone {
-			if _, back := t.Add(context.WithoutCancel(ctx), r); back != nil {
-				err = errors.Join(err, back)
-			}
-		}
-	}
-	return bound, err
 }

@@ -403,7 +403,7 @@ func (c *call) read(example string) ([]byte, error) {
 	var tooBig *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooBig):
-		return nil, problem(http.StatusRequestEntityTooLarge, "as "+example, "a body of more than %d bytes", maxBody)
+		return nil, problem(http.StatusRequestEntityTooLarge, "as "+example, "a body of more than %d bytes", tooBig.Limit)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, problem(http.StatusRequestTimeout, "send it at once", "the body did not come within %v", bodyTimeout)
 	case err != nil:
