@@ -659,6 +659,30 @@ func TestMemory(t *testing.T) {
 	r.balance()
 }
 
+// Nor do the buffers of what it holds, however short its frames are.
+func TestMemoryOfShortFrames(t *testing.T) {
+	const memory = 1 << 20
+	w, err := ParseWay("latency=10s,memory=1MiB", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{60, 300, 1514, 5000} {
+		l := NewLine(false)
+		l.Set(0, &Settings{Down: w})
+		for range 3 * memory / size {
+			l.Send(0, l.Buffer(size))
+		}
+		held := 0
+		frames := l.Take(time.Minute, nil, memory, memory)
+		for _, b := range frames {
+			held += cap(b)
+		}
+		if held > memory || held+len(frames)*frameCost < memory*9/10 {
+			t.Errorf("%d frames of %d bytes hold %d, want %d at most, and nearly", len(frames), size, held, memory)
+		}
+	}
+}
+
 // What is longer than the line's packets stands for several.
 func TestLongFrames(t *testing.T) {
 	r := start(t, "loss=10%", 4)

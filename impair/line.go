@@ -29,16 +29,18 @@ type Line struct {
 	order   uint64
 	held    int64
 	now     time.Duration
-	free    [][]byte
+	free    [][]byte // of pooledBuffer
+	short   [][]byte // of shortBuffer
 	dropped uint64
 }
 
 // frameCost is counted for each frame besides its bytes: what the bookkeeping takes.
 const frameCost = 160
 
-// A buffer of up to pooledBuffer bytes is kept for the next frame, until keptBuffers of them are: a millisecond of
-// 10 Gbit/s.
+// A buffer of up to pooledBuffer bytes is kept for the next frame, until keptBuffers bytes of them are: a millisecond of
+// 10 Gbit/s. Short frames have shortBuffer: a line full of them would else hold eight times what it carries.
 const (
+	shortBuffer  = 256
 	pooledBuffer = 2 << 10
 	keptBuffers  = 1 << 20
 )
@@ -152,22 +154,30 @@ func (l *Line) Cut(f []byte) int {
 
 // Buffer returns n bytes for a frame, Skip included.
 func (l *Line) Buffer(n int) []byte {
-	if n <= pooledBuffer {
-		if k := len(l.free); k > 0 {
-			b := l.free[k-1]
-			l.free[k-1] = nil
-			l.free = l.free[:k-1]
-			return b[:n]
-		}
-		return make([]byte, n, pooledBuffer)
+	list, size := &l.free, pooledBuffer
+	switch {
+	case n > pooledBuffer:
+		return make([]byte, n)
+	case n <= shortBuffer:
+		list, size = &l.short, shortBuffer
 	}
-	return make([]byte, n)
+	k := len(*list)
+	if k == 0 {
+		return make([]byte, n, size)
+	}
+	b := (*list)[k-1]
+	(*list)[k-1] = nil
+	*list = (*list)[:k-1]
+	return b[:n]
 }
 
 // Free takes back what Buffer gave and Take returned.
 func (l *Line) Free(b []byte) {
-	if cap(b) == pooledBuffer && len(l.free) < keptBuffers/pooledBuffer {
+	switch {
+	case cap(b) == pooledBuffer && len(l.free) < keptBuffers/pooledBuffer:
 		l.free = append(l.free, b[:0])
+	case cap(b) == shortBuffer && len(l.short) < keptBuffers/shortBuffer:
+		l.short = append(l.short, b[:0])
 	}
 }
 
@@ -193,7 +203,7 @@ func (l *Line) Send(now time.Duration, buf []byte) {
 	if n := len(buf) - l.Skip - ethLen; n > c.way.mtu() {
 		packets = (n + c.way.mtu() - 1) / c.way.mtu()
 	}
-	p := &packet{buf: buf, class: c, arrived: l.now, fate: c.fate(c.way, packets), charged: int64(len(buf) + frameCost)}
+	p := &packet{buf: buf, class: c, arrived: l.now, fate: c.fate(c.way, packets), charged: int64(cap(buf) + frameCost)}
 	p.order = l.order
 	l.order++
 	c.stats.Frames++
@@ -269,7 +279,7 @@ func (l *Line) Clear() {
 	for _, c := range append(l.former, l.classes...) {
 		c.fifo, c.head, c.cur, c.queued, c.flying = nil, 0, nil, 0, 0
 	}
-	l.sky, l.held, l.former, l.free = nil, 0, nil, nil
+	l.sky, l.held, l.former, l.free, l.short = nil, 0, nil, nil, nil
 }
 
 // class is the frames of one flow.
@@ -338,7 +348,7 @@ func (c *class) waiting() int {
 func (c *class) next() time.Duration {
 	t := time.Duration(math.MaxInt64)
 	if c.cur != nil {
-		t = c.depart
+		t = c.depart + c.way.least()
 	}
 	if c.cur != nil || c.flying > 0 {
 		t = min(t, c.nextStep())
@@ -570,7 +580,11 @@ func (c *class) aim(p *packet, now time.Duration) {
 		p.due = now
 		return
 	}
-	p.due = max(now, p.left+w.Latency+max(p.fate.late, -w.Latency))
+	late := max(p.fate.late, -w.Latency)
+	if w.Dist == Uniform {
+		late = max(late, -w.Jitter) // it was told when another jitter was in force
+	}
+	p.due = max(now, p.left+w.Latency+late)
 	if !w.Shuffle {
 		p.due = max(p.due, c.last)
 	}

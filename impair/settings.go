@@ -146,6 +146,14 @@ func (w *Way) whole() bool {
 		w.Duplicate == 0 && w.Corrupt == 0 && len(w.Steps) == 0
 }
 
+// least is what a frame is under way at the least: nobody need look sooner.
+func (w *Way) least() time.Duration {
+	if w.Reorder > 0 || w.Dist != Uniform {
+		return 0
+	}
+	return w.Latency - w.Jitter
+}
+
 // Check says what is wrong with the settings, and what would be right.
 func (s *Settings) Check() error {
 	var errs []error
