@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,10 @@ const (
 	// As many frames and bytes leave the line at once: what a batch of a stream has, and a socket's buffer.
 	impairFrames = 256
 	impairBytes  = 256 << 10
+	// Who has just been given frames is not woken for the next before this time is over: at 2 Gbit/s a frame comes due
+	// every 6 µs, and one wakeup each costs more than carrying them. A frame that comes by itself is not late for it, and
+	// no frame more than timers are anyway.
+	impairRest = 100 * time.Microsecond
 )
 
 // Impaired is a wire with faults.
@@ -34,6 +39,7 @@ type Impaired struct {
 	readDue      func()
 	writeDue     func()
 	dropped      func(uint64)
+	broken       func(r any, stack []byte)
 
 	set    sync.Mutex // held while Set works
 	force  impair.Settings
@@ -50,8 +56,9 @@ type Impaired struct {
 	in   Batch
 	bufs [][]byte
 	// Under up.mu, of the reading goroutine:
-	err   error
-	ended bool
+	err                error
+	ended              bool
+	malformed, overrun int
 
 	// Of the writer only, under write:
 	write  sync.Mutex // the wire's writing side, while nobody polls
@@ -70,6 +77,7 @@ type way struct {
 	line  *impair.Line
 	timer *time.Timer
 	armed time.Duration // when timer fires; 0: it does not
+	given time.Duration // when frames were taken out last
 }
 
 // Impair returns a wire around l that s impairs, nil for not yet. It takes l over.
@@ -92,6 +100,10 @@ func (w *Impaired) OnDue(read, write func(), dropped func(frames uint64)) {
 	w.readDue, w.writeDue, w.dropped = read, write, dropped
 }
 
+// OnPanic has broken called with what a goroutine of the wire's own met, which ends. Without it the program does. It is
+// called before use.
+func (w *Impaired) OnPanic(broken func(r any, stack []byte)) { w.broken = broken }
+
 // Set changes the settings; nil takes them off. What waits and is under way is not lost. Without a seed, the one in force
 // stays, or one is made.
 func (w *Impaired) Set(s *impair.Settings) error {
@@ -112,30 +124,32 @@ func (w *Impaired) Set(s *impair.Settings) error {
 		w.force.Seed = newSeed()
 	}
 	for _, d := range []*way{&w.up, &w.down} {
-		d.mu.Lock()
-		if d.line == nil {
-			if s.None() || w.closed.Load() {
-				d.mu.Unlock()
-				continue
-			}
-			d.line = impair.NewLine(d == &w.up)
-			d.line.Skip, d.line.Whole = Headroom, w.whole(d == &w.up)
-			first := w.force
-			d.line.Set(w.now(), &first)
-			d.timer = time.AfterFunc(time.Hour, func() { w.fire(d) })
-			d.timer.Stop()
-		} else {
-			next := *s
-			d.line.Set(w.now(), &next)
+		if w.setWay(d, *s) {
+			w.fire(d)
 		}
-		if !d.line.None() {
-			d.on.Store(true)
-		}
-		w.arm(d)
-		d.mu.Unlock()
-		w.fire(d)
 	}
 	return nil
+}
+
+func (w *Impaired) setWay(d *way, s impair.Settings) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock() // whatever is met: who asks for the settings must not wait for ever
+	if d.line == nil {
+		if s.None() || w.closed.Load() {
+			return false
+		}
+		d.line = impair.NewLine(d == &w.up)
+		d.line.Skip, d.line.Whole = Headroom, w.whole(d == &w.up)
+		s.Seed = w.force.Seed
+		d.timer = time.AfterFunc(time.Hour, func() { w.fire(d) })
+		d.timer.Stop()
+	}
+	d.line.Set(w.now(), &s)
+	if !d.line.None() {
+		d.on.Store(true)
+	}
+	w.arm(d)
+	return true
 }
 
 func newSeed() uint64 {
@@ -180,15 +194,20 @@ func (w *Impaired) arm(d *way) {
 		w.dropped(n)
 	}
 	next, ok := d.line.Next()
-	switch {
-	case !ok || w.closed.Load():
+	if !ok || w.closed.Load() {
 		if d.armed != 0 {
 			d.timer.Stop()
 			d.armed = 0
 		}
-	case next != d.armed:
+		return
+	}
+	now := w.now()
+	if next > now {
+		next = max(next, d.given+impairRest)
+	}
+	if next != d.armed || next <= now { // the latter: it may have fired already
 		d.armed = next
-		d.timer.Reset(max(next-w.now(), 0))
+		d.timer.Reset(max(next-now, 0))
 	}
 }
 
@@ -217,7 +236,16 @@ func (w *Impaired) goes(f func()) bool {
 	if w.closed.Load() {
 		return false
 	}
-	w.wg.Go(f)
+	w.wg.Go(func() {
+		if w.broken != nil {
+			defer func() {
+				if r := recover(); r != nil {
+					w.broken(r, debug.Stack())
+				}
+			}()
+		}
+		f()
+	})
 	return true
 }
 
@@ -250,9 +278,7 @@ func (w *Impaired) ReadFrames(b *Batch) error {
 				if err != nil || !w.up.on.Load() {
 					return err
 				}
-				w.up.mu.Lock() // it was set while we waited, so it holds for these
-				w.send(b)
-				w.up.mu.Unlock()
+				w.sendUp(b) // it was set while we waited, so it holds for these
 				b.Frames, b.Offloads = b.Frames[:0], b.Offloads[:0]
 			}
 			b.moveUnparsed(&w.in)
@@ -261,21 +287,7 @@ func (w *Impaired) ReadFrames(b *Batch) error {
 				return net.ErrClosed
 			}
 		}
-		w.up.mu.Lock()
-		w.give(b)
-		err, over := w.err, w.ended && w.up.line.None()
-		switch {
-		case err != nil:
-		case over:
-			w.up.on.Store(false)
-		case w.ended && !w.up.line.Idle(): // it was set again
-			w.ended = false
-			if !w.goes(w.read) {
-				err = net.ErrClosed
-			}
-		}
-		w.arm(&w.up)
-		w.up.mu.Unlock()
+		over, err := w.giveRead(b)
 		switch {
 		case len(b.Frames) > 0:
 			if over && err == nil {
@@ -296,23 +308,53 @@ func (w *Impaired) ReadFrames(b *Batch) error {
 	}
 }
 
+// giveRead takes out what has arrived, and says whether the line is over, or the wire.
+func (w *Impaired) giveRead(b *Batch) (over bool, err error) {
+	w.up.mu.Lock()
+	defer w.up.mu.Unlock()
+	w.give(b)
+	over, err = w.ended && w.up.line.None(), w.err
+	switch {
+	case err != nil:
+	case over:
+		w.up.on.Store(false)
+	case w.ended && !w.up.line.Idle(): // it was set again
+		w.ended = false
+		if !w.goes(w.read) {
+			err = net.ErrClosed
+		}
+	}
+	w.arm(&w.up)
+	return over, err
+}
+
 // read is the goroutine that reads the wire into the line, until nothing is set any more.
 func (w *Impaired) read() {
 	for {
 		w.in.Next()
 		err := w.inner.ReadFrames(&w.in)
-		w.up.mu.Lock()
-		w.send(&w.in)
-		w.err = err
-		ended := err != nil || w.up.line.Idle()
-		w.ended = ended
-		w.arm(&w.up)
-		w.up.mu.Unlock()
+		ended := w.wasRead(err)
 		w.fire(&w.up)
 		if ended {
 			return
 		}
 	}
+}
+
+func (w *Impaired) wasRead(err error) (ended bool) {
+	w.up.mu.Lock()
+	defer w.up.mu.Unlock()
+	w.send(&w.in)
+	w.err = err
+	w.ended = err != nil || w.up.line.Idle()
+	w.arm(&w.up)
+	return w.ended
+}
+
+func (w *Impaired) sendUp(b *Batch) {
+	w.up.mu.Lock()
+	defer w.up.mu.Unlock()
+	w.send(b)
 }
 
 // handBack has the caller read the wire itself again.
@@ -324,6 +366,8 @@ func (w *Impaired) handBack(b *Batch) {
 
 // send puts what a batch has into the line, under up.mu.
 func (w *Impaired) send(b *Batch) {
+	w.malformed, b.Malformed = w.malformed+b.Malformed, 0
+	w.overrun, b.Overrun = w.overrun+b.Overrun, 0
 	for i, s := range b.Frames {
 		var o Offload
 		if i < len(b.Offloads) {
@@ -346,10 +390,14 @@ func (w *Impaired) flatUp(b *Batch, s Span, o Offload) {
 
 // give takes what has arrived out of the line, under up.mu, and makes frames of b's of it.
 func (w *Impaired) give(b *Batch) {
-	b.Malformed, w.in.Malformed = b.Malformed+w.in.Malformed, 0
-	b.Overrun, w.in.Overrun = b.Overrun+w.in.Overrun, 0
+	b.Malformed, w.malformed = b.Malformed+w.malformed, 0
+	b.Overrun, w.overrun = b.Overrun+w.overrun, 0
 	l := w.up.line
-	w.bufs = l.Take(w.now(), w.bufs[:0], impairFrames, impairBytes)
+	now := w.now()
+	w.bufs = l.Take(now, w.bufs[:0], impairFrames, impairBytes)
+	if len(w.bufs) > 0 {
+		w.up.given = now
+	}
 	for i, buf := range w.bufs {
 		b.Append(buf[Headroom:])
 		if w.gives&Told != 0 {
@@ -380,9 +428,11 @@ func (w *Impaired) WriteFrames(frames []Frame) (int, error) {
 	return len(frames), nil
 }
 
+// sendDown puts frames into the line. Who takes out what has arrived is to look next, and arms the timer then.
 func (w *Impaired) sendDown(frames []Frame) {
 	w.down.mu.Lock()
 	defer w.down.mu.Unlock()
+	w.down.on.Store(true) // the pump may just have found the line empty: what is written next must not get ahead of these
 	l := w.down.line
 	for i := range frames {
 		f := &frames[i]
@@ -395,7 +445,6 @@ func (w *Impaired) sendDown(frames []Frame) {
 		f.AppendTo(buf[:Headroom])
 		w.enter(&w.down, buf, o, w.takes)
 	}
-	w.arm(&w.down)
 }
 
 // writeAll is the goroutine that writes to the wire what has arrived, while nobody polls.
@@ -406,16 +455,22 @@ func (w *Impaired) writeAll() {
 		case <-w.done:
 			return
 		}
-		w.write.Lock()
-		for w.takeDown() {
-			if _, err := w.inner.WriteFrames(w.frames); err != nil {
-				w.write.Unlock()
-				return // the reader's end says why
-			}
-			w.at = len(w.out)
+		if w.writeDown() != nil {
+			return // the reader's end says why
 		}
-		w.write.Unlock()
 	}
+}
+
+func (w *Impaired) writeDown() error {
+	w.write.Lock()
+	defer w.write.Unlock()
+	for w.takeDown() {
+		if _, err := w.inner.WriteFrames(w.frames); err != nil {
+			return err
+		}
+		w.at = len(w.out)
+	}
+	return nil
 }
 
 // takeDown takes the next that have arrived out of the line, and reports whether there are any.
@@ -428,7 +483,11 @@ func (w *Impaired) takeDown() bool {
 		w.out[i] = nil
 	}
 	clear(w.frames)
-	w.out = d.line.Take(w.now(), w.out[:0], impairFrames, impairBytes)
+	now := w.now()
+	w.out = d.line.Take(now, w.out[:0], impairFrames, impairBytes)
+	if len(w.out) > 0 {
+		d.given = now
+	}
 	w.at, w.frames = 0, w.frames[:0]
 	for _, buf := range w.out {
 		w.frames = append(w.frames, Frame{Head: buf})
@@ -463,16 +522,7 @@ func (w *Impaired) TryReadFrames(b *Batch) error {
 	}
 	w.in.Next()
 	err := w.polled.TryReadFrames(&w.in)
-	w.up.mu.Lock()
-	w.send(&w.in)
-	w.give(b)
-	over := w.up.line.None()
-	if over {
-		w.up.on.Store(false)
-	}
-	w.arm(&w.up)
-	w.up.mu.Unlock()
-	if over {
+	if w.tryGive(b) {
 		w.in.Next()
 		w.handBack(b)
 	}
@@ -483,6 +533,19 @@ func (w *Impaired) TryReadFrames(b *Batch) error {
 		err = ErrWait
 	}
 	return err
+}
+
+// tryGive sends what was read, takes out what has arrived, and says whether the line is over.
+func (w *Impaired) tryGive(b *Batch) (over bool) {
+	w.up.mu.Lock()
+	defer w.up.mu.Unlock()
+	w.send(&w.in)
+	w.give(b)
+	if over = w.up.line.None(); over {
+		w.up.on.Store(false)
+	}
+	w.arm(&w.up)
+	return over
 }
 
 // TryWriteFrames implements Polled. While something is set it takes all frames.
