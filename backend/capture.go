@@ -126,6 +126,9 @@ func (n *Network) StartCapture(c CaptureConfig, w capture.Writer) (*Capture, err
 	if err != nil {
 		return nil, err
 	}
+	if !wish.any() && c.Snaplen > 0 && c.Snaplen < capture.HeadLen {
+		return nil, captureWish("flow %s: which conversation a frame is of is in its first %d bytes: want a snaplen of %[2]d at least, or none", shortText(c.Flow), capture.HeadLen)
+	}
 	if o.Filter, err = capture.ParseFilter(c.Filter); err != nil {
 		return nil, err
 	}
@@ -150,7 +153,7 @@ func (n *Network) StartCapture(c CaptureConfig, w capture.Writer) (*Capture, err
 			kept += y.cfg.MaxBytes
 		}
 	}
-	if x.kept != nil && kept+x.cfg.MaxBytes > maxKeptBytes {
+	if x.kept != nil && x.cfg.MaxBytes > maxKeptBytes-kept {
 		return nil, fmt.Errorf("%w: all that are kept have %d bytes at most", ErrCapturesFull, maxKeptBytes)
 	}
 	if len(cs.list) >= maxCaptures {
@@ -533,12 +536,27 @@ func (c *captureNotes) learn(f *flows.Flow) {
 	}
 }
 
+// forgetMissed ends those whose end was missed: a capture that is read slowly must not remember all that guests ever opened.
+func (c *captureNotes) forgetMissed() {
+	there := map[*flows.Flow]bool{}
+	for _, f := range c.net.flows.All() {
+		there[f] = true
+	}
+	for _, x := range c.flows {
+		if x.flow != nil && x.over.IsZero() && !there[x.flow] {
+			x.over = time.Now()
+			c.ended = append(c.ended, x)
+		}
+	}
+}
+
 // update hears what became of conversations.
 func (c *captureNotes) update() {
 	for {
 		list, missed := c.follow.Take()
 		if missed > 0 {
 			c.learnAll()
+			c.forgetMissed()
 		}
 		if len(list) == 0 {
 			break

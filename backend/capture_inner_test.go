@@ -1,10 +1,38 @@
 package backend
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/vmnetd/vmnetd/flows"
 )
+
+// A capture whose writer waits misses what becomes of conversations, and remembers none of those for ever.
+func TestCaptureNotesMissed(t *testing.T) {
+	n := &Network{flows: flows.NewTable(flows.Limits{}, nil)}
+	c := newCaptureNotes(n, flowWish{})
+	defer c.close()
+	const each = 5000 // twice as many changes: more than are kept for a follower
+	for wave := range 4 {
+		for i := range each {
+			at := netip.AddrPortFrom(netip.MustParseAddr("10.0.2.15"), uint16(i))
+			f, v := n.flows.Open(flows.Query{Guest: "g1", Proto: flows.TCP, Src: at, Dst: netip.AddrPortFrom(at.Addr(), uint16(wave))}, nil)
+			if f == nil {
+				t.Fatalf("not opened: %+v", v)
+			}
+			c.learn(f) // as the wave before the last few changes is
+			f.End(flows.ReasonClosed)
+		}
+		c.update()
+	}
+	for _, x := range c.ended {
+		x.over = x.over.Add(-noteAfter)
+	}
+	c.update()
+	if len(c.flows)+len(c.ended) > 0 {
+		t.Errorf("%d conversations that are over are remembered, %d to be forgotten", len(c.flows), len(c.ended))
+	}
+}
 
 func TestFlowWish(t *testing.T) {
 	for text, want := range map[string]flowWish{

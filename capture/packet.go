@@ -5,6 +5,10 @@ import (
 	"net/netip"
 )
 
+// HeadLen is as much of a frame as Packet tells of: Ethernet, the longest IPv4 header, or IPv6's and a fragment's, and ports.
+// Of frames that are cut off before it [Options].Judge may hear that they are no conversation's.
+const HeadLen = 14 + 60 + 8
+
 // Packet is whose frame it is: the guest's end and the far one. The zero Packet is of a frame that is no conversation's.
 type Packet struct {
 	Proto      uint8          // 6, 17, 1 or 58

@@ -250,6 +250,8 @@ func TestCaptureRefusals(t *testing.T) {
 		`{"snaplen":-1}`:                                {422, `below 0`},
 		`{"max_bytes":100}`:                             {422, `at least`},
 		`{"max_bytes":1000000000}`:                      {503, `67108864`},
+		`{"max_bytes":9223372036854775807}`:             {503, `67108864`},
+		`{"flow":"17","snaplen":60}`:                    {422, `want a snaplen of 82`},
 		`{"max_seconds":1e300}`:                         {422, `a year`},
 		`{"filtre":"tcp"}`:                              {400, `filtre`},
 		`{"snaplen":"60"}`:                              {400, `snaplen`},
@@ -262,6 +264,16 @@ func TestCaptureRefusals(t *testing.T) {
 	}
 	if len(r.net.Captures()) != 0 {
 		t.Error("a refused capture is there")
+	}
+	k, err := r.c.AddCapture(t.Context(), CaptureRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, text := r.do("POST", "/v1/captures", "application/json", `{"max_bytes":9223372036854775807}`); resp.StatusCode != 503 {
+		t.Errorf("all memory there can be, beside another one: %d %s", resp.StatusCode, text)
+	}
+	if err := r.c.RemoveCapture(t.Context(), k.ID); err != nil {
+		t.Fatal(err)
 	}
 	for range 16 {
 		if _, err := r.net.StartCapture(backend.CaptureConfig{}, io.Discard); err != nil {
