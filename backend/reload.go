@@ -95,10 +95,10 @@ func (n *Network) Reload(ctx context.Context, c Config) (done Reloaded, err erro
 	if err := new(impairTable).init(&now); err != nil { // checks them
 		return done, err
 	}
-	n.reloadImpairs(&was, &now)
-	done.undo = append(done.undo, func() error { n.reloadImpairs(&now, &was); return nil })
-	changes := limitChanges(&was, &now)
-	return done, step(func() error { return n.changeLimits(changes) }, func() error { return n.changeLimits(limitChanges(&now, &was)) })
+	done.undo = append(done.undo, n.reloadImpairs(&was, &now))
+	before := n.changeLimits(limitChanges(&was, &now))
+	done.undo = append(done.undo, func() error { n.changeLimits(before); return nil })
+	return done, nil
 }
 
 // show has now in force for those who look, and for what is kept over a restart.
@@ -267,35 +267,60 @@ func (n *Network) reloadForwards(ctx context.Context, was, now []portforward.Rul
 	return nil
 }
 
-// reloadImpairs has the bad lines of now in force where they are not those of was. What is alike is not begun anew.
-func (n *Network) reloadImpairs(was, now *Config) {
+// reloadImpairs has the bad lines of now in force where they are not those of was. What is alike is not begun anew. undo
+// has those in force again that were, whoever set them.
+func (n *Network) reloadImpairs(was, now *Config) (undo func() error) {
 	var before, after impairTable
 	if before.init(was) != nil || after.init(now) != nil {
-		return // they were checked
+		return func() error { return nil } // they were checked
 	}
 	t := &n.impairs
 	t.mu.Lock()
+	line := t.net
 	if !reflect.DeepEqual(before.net, after.net) {
 		t.net = after.net
 	}
-	replace(t.macs, before.macs, after.macs)
-	replace(t.names, before.names, after.names)
+	macs, names := replace(t.macs, before.macs, after.macs), replace(t.names, before.names, after.names)
 	t.mu.Unlock()
-	for _, p := range n.seg.all() {
-		p.impair()
+	look := func() {
+		for _, p := range n.seg.all() {
+			p.impair()
+		}
+	}
+	look()
+	return func() error {
+		t.mu.Lock()
+		if !reflect.DeepEqual(before.net, after.net) {
+			t.net = line
+		}
+		macs()
+		names()
+		t.mu.Unlock()
+		look()
+		return nil
 	}
 }
 
-// replace puts into m what after has otherwise than before.
-func replace[K comparable](m, before, after map[K]*impair.Settings) {
+// replace puts into m what after has otherwise than before. undo puts back what was there.
+func replace[K comparable](m, before, after map[K]*impair.Settings) (undo func()) {
+	had := map[K]*impair.Settings{}
 	for k, s := range after {
 		if !reflect.DeepEqual(before[k], s) {
+			had[k] = m[k]
 			m[k] = s
 		}
 	}
 	for k := range before {
 		if after[k] == nil {
+			had[k] = m[k]
 			delete(m, k)
+		}
+	}
+	return func() {
+		for k, s := range had {
+			if m[k] = s; s == nil {
+				delete(m, k)
+			}
 		}
 	}
 }
@@ -333,7 +358,8 @@ func limitChanges(was, now *Config) (list []limitChange) {
 	return list
 }
 
-func (n *Network) changeLimits(list []limitChange) error {
+// changeLimits returns the changes that take it back: to what was in force, whoever set it.
+func (n *Network) changeLimits(list []limitChange) (undo []limitChange) {
 	if len(list) == 0 {
 		return nil
 	}
@@ -344,6 +370,7 @@ func (n *Network) changeLimits(list []limitChange) error {
 		if c.own {
 			l = t.guests[c.guest]
 		}
+		undo = append(undo, limitChange{c.guest, c.own, c.limit, c.limit.Of(&l)})
 		c.limit.Put(&l, c.value)
 		if c.own {
 			t.guests[c.guest] = l
@@ -357,7 +384,7 @@ func (n *Network) changeLimits(list []limitChange) error {
 	for _, p := range n.seg.all() {
 		p.limit()
 	}
-	return nil
+	return undo
 }
 
 // ParseDNSRecord reads a record as a zone file has it, "db A 10.0.2.20" or "db 60 A 10.0.2.20". Names are relative to the

@@ -203,6 +203,58 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// What is taken back is what was in force, where people had set that, too.
+func TestReloadUndo(t *testing.T) {
+	const mac = "52:54:00:00:00:09"
+	line := func(s string) impair.Settings {
+		t.Helper()
+		set, err := impair.ParseSettings(s, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return set
+	}
+	c := backend.Config{Limits: flows.Limits{Flows: 1000}}
+	n := start(t, c)
+	Plug(t, n, Config{MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 9}}).Up(t)
+	id := n.Guests()[0].ID
+	all, own := line("down=latency=1ms"), line("up=latency=1ms")
+	if err := errors.Join(n.ChangeLimits("", map[string]string{"flows": "1500"}), n.ChangeLimits(id, map[string]string{"udp": "70"}),
+		n.Impair("", &all), n.Impair(id, &own)); err != nil {
+		t.Fatal(err)
+	}
+	state := func() string {
+		i, err := n.Impairment(id)
+		list, err2 := n.Limits(id)
+		if err := errors.Join(err, err2); err != nil {
+			t.Fatal(err)
+		}
+		s := fmt.Sprint(limitOf(t, n, "flows"), n.ImpairedAll(), i.Settings.Down, i.Settings.Up)
+		for _, l := range list {
+			s += fmt.Sprint(" ", l.Name, l.Value, l.Own)
+		}
+		return s
+	}
+	before := state()
+	d := c
+	d.Limits.Flows, d.GuestLimits = 2000, map[string]flows.Limits{mac: {UDP: 7}}
+	d.Impair, d.GuestImpair = new(impair.Settings), map[string]impair.Settings{mac: line("down=latency=2ms"), "other": line("3g")}
+	*d.Impair = line("up=latency=3ms")
+	done, err := n.Reload(patience(t), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := state(); got == before || limitOf(t, n, "flows") != "2000" {
+		t.Errorf("read again, it is %s", got)
+	}
+	if err := done.Undo(); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(); got != before {
+		t.Errorf("taken back: %s\nwas %s", got, before)
+	}
+}
+
 // A configuration that cannot be changes nothing.
 func TestReloadRefused(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
