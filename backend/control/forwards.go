@@ -47,11 +47,7 @@ func getForward(c *call) (reply, error) {
 
 // putForward makes a forward, or leaves it as it is, or has it lead to another place.
 func putForward(c *call) (reply, error) {
-	var body ForwardRequest
-	if err := c.decode(&body, forwardExample); err != nil {
-		return reply{}, err
-	}
-	rules, err := forwardRules(body.Rule)
+	rules, err := c.rules()
 	if err != nil {
 		return reply{}, err
 	}

@@ -28,6 +28,7 @@ type verbs map[string]operation
 type operation struct {
 	do    handler
 	says  string  // what it does, in a sentence
+	asks  bool    // it changes nothing, though it is no GET
 	query []param // beside network
 	takes any     // a value of the body's type; nil: it has no body
 	most  int64   // bytes of body, if not maxBody

@@ -82,7 +82,7 @@ func (s *Server) policyRoutes() []route {
 			"PUT":    {do: s.putPolicy, says: "Sets what guests may reach", takes: PolicyRequest{}, most: maxPolicy, gives: Policy{}, query: []param{part, now}},
 			"DELETE": {do: s.deletePolicy, says: "Takes away the rules that guests have of their own", query: []param{part, now}}}},
 		{path: "/v1/policy/test", on: verbs{
-			"POST": {do: s.testPolicy, says: "Tells what would become of a conversation", takes: PolicyTest{}, gives: policy.Result{}}}},
+			"POST": {do: s.testPolicy, asks: true, says: "Tells what would become of a conversation", takes: PolicyTest{}, gives: policy.Result{}}}},
 		{path: "/v1/policy/learn", on: verbs{
 			"GET":    {do: s.getLearned, says: "Shows what was learned, and a policy of it", gives: Learned{}, query: []param{guestParam}},
 			"POST":   {do: s.startLearning, says: "Begins to learn from what guests reach", takes: LearnRequest{}},

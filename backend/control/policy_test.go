@@ -153,6 +153,9 @@ func TestPolicySize(t *testing.T) {
 	if resp, _ := r.do("POST", "/v1/policy/test", "application/json", `{"guest":"`+strings.Repeat("x", maxBody)+`"}`); resp.StatusCode != 413 {
 		t.Errorf("a test of more than %d bytes: %d", maxBody, resp.StatusCode)
 	}
+	if log := r.log.String(); !strings.Contains(log, "/v1/policy") || strings.Contains(log, "/v1/policy/test") {
+		t.Errorf("a test is no change, and is logged as one: %s", log)
+	}
 }
 
 // Whether it is one network's, all networks', or a program's own policy.

@@ -166,11 +166,7 @@ func listForwards(c *call) (reply, error) { return ok(c.net.Forwards().List()) }
 const forwardExample = `{"rule":"127.0.0.1:2222:22/tcp"}`
 
 func addForward(c *call) (reply, error) {
-	var body ForwardRequest
-	if err := c.decode(&body, forwardExample); err != nil {
-		return reply{}, err
-	}
-	rules, err := forwardRules(body.Rule)
+	rules, err := c.rules()
 	if err != nil {
 		return reply{}, err
 	}
@@ -188,6 +184,15 @@ func addForward(c *call) (reply, error) {
 		added = append(added, Forward{r.ID(), r.String(), r})
 	}
 	return reply{http.StatusCreated, added}, nil
+}
+
+// rules are those of the body's ForwardRequest.
+func (c *call) rules() ([]portforward.Rule, error) {
+	var body ForwardRequest
+	if err := c.decode(&body, forwardExample); err != nil {
+		return nil, err
+	}
+	return forwardRules(body.Rule)
 }
 
 // forwardRules reads a text, which may be a list of rules, or one rule as an object.

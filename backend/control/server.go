@@ -260,7 +260,7 @@ func (s *Server) serve(rt route) http.Handler {
 			return
 		}
 		rep, err := s.answer(rt, op, w, r)
-		if method != http.MethodGet {
+		if method != http.MethodGet && !op.asks {
 			s.logChange(r, rep, err)
 		}
 		if err != nil {
