@@ -872,6 +872,3 @@ func (g *gate) leave(guest string) {
 		delete(g.by, guest)
 	}
 }
-
-// Drops lists every reason that Status can count.
-func Drops() []Drop { return slices.Clone(drops) }

@@ -253,9 +253,6 @@ func All(checks ...Check) Check {
 	}
 }
 
-// Any is a check that takes every packet.
-func Any() Check { return func(*Packet) error { return nil } }
-
 // Good checks lengths and checksums.
 func Good() Check { return func(p *Packet) error { return p.Wrong } }
 
