@@ -164,16 +164,15 @@ Without -w, 'vmnetd capture start' has the daemon keep a capture in memory; save
 		if to == "" {
 			return usagef("capture save: where to? -w FILE, or -w -")
 		}
+		body, err := c.CaptureFile(ctx, a[0], follow) // before the file: a capture that is not there empties none
+		if err != nil {
+			return err
+		}
+		defer body.Close()
 		f, err := openCapture(to, capture.Ring{})
 		if err != nil {
 			return err
 		}
-		body, err := c.CaptureFile(ctx, a[0], follow)
-		if err != nil {
-			f.Close()
-			return err
-		}
-		defer body.Close()
 		stop := interrupted(func() { body.Close() })
 		_, err = io.Copy(f, body)
 		if stop() {
@@ -183,6 +182,8 @@ Without -w, 'vmnetd capture start' has the daemon keep a capture in memory; save
 	})
 	save.Flags().StringVarP(&to, "write", "w", "", "`FILE`, or - for standard output")
 	save.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what comes, until the capture is over or ^C")
+	start.Example = "  vmnetd capture start web 'tcp port 443' --max-time 5m\n  vmnetd capture start all --flow '*.example.com'"
+	save.Example = "  vmnetd capture save c1 -w web.pcapng\n  vmnetd capture save c1 --follow -w - | tshark -r -"
 	c.AddCommand(start, ls, stop, rm, save)
 	return c
 }

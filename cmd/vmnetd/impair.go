@@ -103,7 +103,7 @@ type impairChange struct {
 
 func (c *impairChange) add(fs *pflag.FlagSet) {
 	fs.Var(&wayFlag{c, false}, "down", "what the guest gets suffers these `WORDS`, as rate=10mbit,latency=50ms")
-	fs.Var(&wayFlag{c, true}, "up", "what the guest sends does")
+	fs.Var(&wayFlag{c, true}, "up", "what the guest sends suffers these `WORDS`")
 	fs.Var(&flowFlag{c}, "flow", "some conversations, `NAME=MATCH` as dns='*:udp:53': the --down and --up behind it are theirs; may be repeated")
 	fs.Uint64Var(&c.seed, "seed", 0, "`NUMBER` that makes a run repeatable: the same frames are lost with it (default: go on, or a random one)")
 }

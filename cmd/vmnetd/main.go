@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -113,8 +114,31 @@ Exit status: 0 if it was done, 1 if it failed, 2 if the command line was wrong; 
 	root.AddCommand(limitsCommand(), impairCommand(), captureCommand())
 	root.AddCommand(reloadCommand())
 	root.AddCommand(configCommand(), uiCommand())
+	for _, g := range helpGroups {
+		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title + ":"})
+		for _, c := range root.Commands() {
+			if slices.Contains(g.commands, c.Name()) {
+				c.GroupID = g.title
+			}
+		}
+	}
+	root.SetCompletionCommandGroupID(setUpGroup)
+	root.SetHelpCommandGroupID(setUpGroup)
 	complete(root)
 	return root
+}
+
+const setUpGroup = "Set up"
+
+// helpGroups are the commands as --help shows them, by what they are for.
+var helpGroups = []struct {
+	title    string
+	commands []string
+}{
+	{"Give guests a network", []string{"run", "serve", "attach", "guest"}},
+	{"Look", []string{"status", "vm", "leases", "flows", "events", "top", "ui", "capture", "wait"}},
+	{"Change", []string{"forward", "dns", "policy", "limits", "impair", "reload"}},
+	{setUpGroup, []string{"config", "doctor", "version"}},
 }
 
 // group is a command that only has commands under it.

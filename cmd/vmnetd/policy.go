@@ -48,7 +48,11 @@ func policyCommand() *cobra.Command {
 				if len(all) > 1 {
 					fmt.Fprintf(w, "# network %s\n", p.Network)
 				}
-				io.WriteString(w, printable(p.Text))
+				text := printable(p.Text)
+				if text == "" && showGuest == "" {
+					text = "preset open\n" // what no rules are
+				}
+				io.WriteString(w, text)
 			}
 		})
 	})

@@ -54,7 +54,7 @@ ping, and nothing else; ordinary users may do that, where the system lets them m
 own user and has no rights there that it has not here; with --map-root it is root in there, for what makes interfaces or
 mounts itself (Firecracker, container runtimes). Root's commands stay root's.
 
-  vmnetd run --netns -p 8080:80 -- python3 -m http.server 80
+  vmnetd run --netns -p 8080:8000 -- python3 -m http.server
 
 With --config, a file says what flags say, as with 'vmnetd serve': one network, without doors. 'vmnetd reload' has it read
 again.
