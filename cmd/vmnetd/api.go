@@ -141,13 +141,13 @@ func apiAddress(s string) (netip.AddrPort, error) {
 
 // ownToken reads the token in a file that is ours alone. It makes one if there is no such file.
 func ownToken(path string) (string, error) {
-	token, err := readToken(path)
+	token, err := readToken(path, true)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return token, err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) { // a daemon that starts beside us was first, or it is a link that leads nowhere
-		if token, err := readToken(path); err == nil {
+		if token, err := readToken(path, true); err == nil {
 			return token, nil
 		}
 	}
@@ -166,9 +166,13 @@ func ownToken(path string) (string, error) {
 	return token, nil
 }
 
-// readToken reads a file that nobody else can read or could have written.
-func readToken(path string) (string, error) {
-	f, err := os.Open(path)
+// readToken reads a file that nobody else can read or could have written. Root asks daemons of other users with their
+// tokens, but its own is not opened by theirs.
+func readToken(path string, own bool) (string, error) {
+	f, err := openWithoutWaiting(path) // a FIFO would hold us up
+	if errors.Is(err, errNotRegular) {
+		return "", fmt.Errorf("%s is no plain file", path)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -179,8 +183,8 @@ func readToken(path string) (string, error) {
 		return "", err
 	case !fi.Mode().IsRegular():
 		return "", fmt.Errorf("%s is no plain file", path)
-	case !owned(fi) && os.Getuid() != 0:
-		return "", fmt.Errorf("the token in %s is somebody else's", path)
+	case !owned(fi) && (own || os.Getuid() != 0):
+		return "", hintError{fmt.Errorf("the token in %s is somebody else's", path), "name a file of your own, or one that is not there yet"}
 	case fi.Mode().Perm()&0o077 != 0 && hasModes:
 		return "", hintError{fmt.Errorf("the token in %s is open to others (mode %04o, want 0600)", path, fi.Mode().Perm()), "if nobody has read it: chmod 600 " + shellQuote(path) + "; else remove it, and another is made"}
 	}
@@ -217,12 +221,22 @@ func newClient(where string) (*control.Client, error) {
 	if file == "" {
 		file = filepath.Join(runtimeDir(), "api.token")
 	}
-	token, err := readToken(file)
+	token, err := readToken(file, false)
 	if err != nil {
 		return nil, hintError{fmt.Errorf("the token for %s: %w", parts[0], err), "it is in the file that the daemon named when it started: say $" + tokenFileEnv + ", " + parts[0] + ",token-file=PATH, or the token itself in $" + tokenEnv}
 	}
 	c.Token = token
 	return c, nil
+}
+
+// anotherClient is newClient for what has been asked before, or of which nobody hears. Without a token the daemon says that
+// there has to be one.
+func anotherClient(where string) *control.Client {
+	c, err := newClient(where)
+	if err != nil {
+		c = control.NewClient(splitCommas(controlPath(where))[0])
+	}
+	return c
 }
 
 // openAPI opens the API's ports.

@@ -19,6 +19,7 @@ import (
 	"github.com/vmnetd/vmnetd/backend/control"
 	"github.com/vmnetd/vmnetd/backend/guest"
 	"github.com/vmnetd/vmnetd/qemu"
+	"golang.org/x/sys/unix"
 )
 
 // The API over TCP, through the command: who has the token is heard, in the daemon's sandbox as well; guests are not, at
@@ -49,9 +50,15 @@ func TestAPIPort(t *testing.T) {
 		if out, code := ask([]string{"VMNETD_CONTROL=" + at}, "forward", "add", "0:22"); code != 0 {
 			t.Errorf("forward add at %s: %d %s", at, code, out)
 		}
+		if out, code := ask(nil, "wait", "guest", "nobody", "--timeout", "300ms", "--control", at); code != 1 || !strings.Contains(out, "in vain for guest nobody") {
+			t.Errorf("wait at %s: %d %s", at, code, out)
+		}
 		if out, code := ask([]string{"VMNETD_TOKEN=not-the-one-it-is"}, "dns", "ls", "--control", strings.Split(at, ",")[0]); code != 1 || !strings.Contains(out, "token") {
 			t.Errorf("with another token at %s: %d %s", at, code, out)
 		}
+	}
+	if d := newTop(&inspector{control: clients[1]}, t.Context()).ask().(topData); d.err != nil || d.status.PID != p.Process.Pid {
+		t.Errorf("top at %s: %v, %v", clients[1], d.status, d.err)
 	}
 	for _, name := range []string{token, filepath.Join(p.run, "vmnetd", "api.token")} {
 		if fi, err := os.Stat(name); err != nil || fi.Mode().Perm() != 0o600 || fi.Size() < minToken {
@@ -120,6 +127,21 @@ func TestAPIPort(t *testing.T) {
 
 func TestAPIFlag(t *testing.T) {
 	dir := shortDir(t)
+	fifo, foreign := filepath.Join(dir, "fifo"), filepath.Join(dir, "foreign")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() == 0 { // who made a file knows what is in it
+		if err := errors.Join(os.WriteFile(foreign, []byte("0123456789abcdef"), 0o600), os.Chown(foreign, 65534, 65534)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := openAPI("tcp:127.0.0.1:0,token-file=" + foreign); err == nil || !strings.Contains(err.Error(), "somebody else's") {
+			t.Errorf("root takes another user's token: %v", err)
+		}
+		if token, err := readToken(foreign, false); err != nil {
+			t.Errorf("root cannot ask another user's daemon: %q, %v", token, err)
+		}
+	}
 	file := func(name, text string, mode os.FileMode) string {
 		name = filepath.Join(dir, name)
 		if err := os.WriteFile(name, []byte(text), mode); err != nil {
@@ -142,6 +164,7 @@ func TestAPIFlag(t *testing.T) {
 		{"tcp:127.0.0.1:0,token-file=", "token-file=PATH", true},
 		{"tcp:127.0.0.1:0,token-file=" + dir + ",token-file=" + dir, "once", true},
 		{"tcp:127.0.0.1:0,token-file=" + dir, "no plain file", false},
+		{"tcp:127.0.0.1:0,token-file=" + fifo, "no plain file", false},
 		{"tcp:127.0.0.1:0,token-file=" + filepath.Join(dir, "no", "t"), "no such file", false},
 		{"tcp:127.0.0.1:0,token-file=" + file("open", "0123456789abcdef", 0o644), "open to others", false},
 		{"tcp:127.0.0.1:0,token-file=" + file("short", "0123456789abcde", 0o600), "has no token", false},

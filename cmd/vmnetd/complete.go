@@ -102,7 +102,7 @@ func wordsFrom(c *cobra.Command, w words, have []string, start string) ([]string
 		}
 		return ""
 	}
-	client := control.NewClient(controlPath(value("control")))
+	client := anotherClient(value("control"))
 	defer client.Close()
 	if f := c.Flags().Lookup("network"); f != nil && f.Value.Type() == "string" {
 		client.Network = f.Value.String()

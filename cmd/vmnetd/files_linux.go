@@ -86,17 +86,20 @@ func startLibrarian(path string, others []string) (*librarian, error) {
 func (l *librarian) read() (s fileSet, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	gone := func(err error) error {
+		return fmt.Errorf("process %s, which reads the configuration for the daemon in its sandbox, has gone (%w): start the daemon anew", librarianName, err)
+	}
 	if _, err := l.ask.Write([]byte{'\n'}); err != nil {
-		return s, fmt.Errorf("whoever reads the configuration has gone: %w", err)
+		return s, gone(err)
 	}
 	l.answers.SetReadDeadline(time.Now().Add(librarianTime))
 	line, err := l.in.ReadBytes('\n')
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		l.close() // what comes late must not be taken for the next answer
-		return s, fmt.Errorf("the files could not be read within %v: where they are does not answer", librarianTime)
+		return s, fmt.Errorf("the files could not be read within %v: where they are does not answer; to read them again, start the daemon anew", librarianTime)
 	}
 	if err != nil {
-		return s, fmt.Errorf("whoever reads the configuration has gone: %w", err)
+		return s, gone(err)
 	}
 	return s, json.Unmarshal(line, &s)
 }

@@ -159,7 +159,7 @@ func newTop(in *inspector, ctx context.Context) *top {
 
 // client is one more of the daemon's, for what is asked meanwhile.
 func (m *top) client() *control.Client {
-	c := control.NewClient(controlPath(m.in.control))
+	c := anotherClient(m.in.control)
 	c.Network = m.in.network
 	return c
 }

@@ -227,7 +227,7 @@ func (w *waiter) until(ctx context.Context, c *control.Client, what string, hold
 	defer cancel()
 	happened := make(chan struct{}, 1)
 	following := make(chan error, 1)
-	events := control.NewClient(controlPath(w.control)) // c's network changes while lists are asked for
+	events := anotherClient(w.control) // c's network changes while lists are asked for
 	events.Network = w.network
 	defer events.Close()
 	since := uint64(time.Now().UnixMicro())
