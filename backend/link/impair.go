@@ -34,6 +34,7 @@ type Impaired struct {
 	inner        Link
 	polled       Polled // inner, or nil
 	gives, takes Offloads
+	limited      bool // the wire has no room for all that IP has
 	began        time.Time
 	looped       atomic.Bool // used by Poll's descriptor
 	readDue      func()
@@ -63,8 +64,10 @@ type Impaired struct {
 	// Of the writer only, under write:
 	write  sync.Mutex // the wire's writing side, while nobody polls
 	out    [][]byte   // have arrived
+	frames []Frame    // of these
 	at     int        // the first that the wire has not taken
-	frames []Frame
+	bodies [][]byte   // of frames
+	joint  joint
 	kept   bool // the wire has not sent all that it took
 	pump   sync.Once
 }
@@ -85,6 +88,7 @@ func Impair(l Link, s *impair.Settings) (*Impaired, error) {
 	w := &Impaired{inner: l, began: time.Now(), done: make(chan struct{})}
 	w.polled, _ = l.(Polled)
 	w.gives, w.takes = OffloadsOf(l)
+	w.limited = w.MaxFrame() > 0
 	w.up.due, w.down.due = make(chan struct{}, 1), make(chan struct{}, 1)
 	if s != nil {
 		if err := w.Set(s); err != nil {
@@ -468,7 +472,7 @@ func (w *Impaired) writeDown() error {
 		if _, err := w.inner.WriteFrames(w.frames); err != nil {
 			return err
 		}
-		w.at = len(w.out)
+		w.at = len(w.frames)
 	}
 	return nil
 }
@@ -483,14 +487,15 @@ func (w *Impaired) takeDown() bool {
 		w.out[i] = nil
 	}
 	clear(w.frames)
+	clear(w.bodies)
 	now := w.now()
 	w.out = d.line.Take(now, w.out[:0], impairFrames, impairBytes)
 	if len(w.out) > 0 {
 		d.given = now
 	}
-	w.at, w.frames = 0, w.frames[:0]
+	w.at, w.frames, w.bodies, w.joint = 0, w.frames[:0], w.bodies[:0], joint{}
 	for _, buf := range w.out {
-		w.frames = append(w.frames, Frame{Head: buf})
+		w.join(buf)
 	}
 	if len(w.out) == 0 && d.line.None() && !w.kept {
 		d.on.Store(false)
@@ -560,7 +565,7 @@ func (w *Impaired) TryWriteFrames(frames []Frame) (int, error) {
 		w.sendDown(frames)
 	}
 	for {
-		if w.at == len(w.out) && !w.takeDown() && !w.kept {
+		if w.at == len(w.frames) && !w.takeDown() && !w.kept {
 			return len(frames), nil
 		}
 		n, err := w.polled.TryWriteFrames(w.frames[w.at:])

@@ -279,6 +279,8 @@ func TestImpairCuts(t *testing.T) {
 					if up {
 						from, to = guest, w
 					}
+					w.takes &^= Told // else they would be joined again, where all come at once
+					w.down.line.Whole = nil
 					if _, err := from.WriteFrames([]Frame{frame}); err != nil {
 						t.Fatal(err)
 					}
@@ -430,6 +432,103 @@ func TestImpairClamps(t *testing.T) {
 	}
 }
 
+// recorder keeps what is written to it, with what is left to do.
+type recorder struct {
+	Link
+	mu       sync.Mutex
+	frames   [][]byte
+	offloads []Offload
+}
+
+func (r *recorder) Offloads() (gives, takes Offloads) { return 0, Checksums | Segments | Told }
+
+func (r *recorder) WriteFrames(frames []Frame) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range frames {
+		r.frames, r.offloads = append(r.frames, f.AppendTo(nil)), append(r.offloads, f.Offload())
+	}
+	return len(frames), nil
+}
+
+// Pieces that arrive at once are written as one, and be it that some are lost: every byte that is not is there, in segments
+// that a card would have made of what came.
+func TestImpairJoins(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		for _, tt := range []struct {
+			words string
+			most  int // frames
+		}{
+			{"rate=1gbit,latency=10ms", 4}, // a wakeup is for 12 of these; CWR's piece is alone
+			{"loss=20%", 16},
+			{"duplicate=20%", 16},
+			{"latency=10ms,reorder=10%", 8},
+			{"corrupt=20%", 16},
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				_, host := Pipe(1)
+				r := &recorder{Link: host}
+				w, err := Impair(r, &impair.Settings{Down: words(t, tt.words), Seed: 3})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer w.Close()
+				const payload, size = 20000, 1000
+				whole := segment(v6, payload)
+				hl, kind := 20, uint8(OffloadTCP4)
+				if v6 {
+					hl, kind = 40, OffloadTCP6
+				}
+				frame := NewFrame(whole)
+				frame.SetOffload(Offload{Flags: OffloadSum, Kind: kind, Size: size, SumStart: uint16(etherLen + hl), SumAt: 16})
+				other := NewFrame(segment(!v6, 100)) // of another conversation, behind it
+				if _, err := w.WriteFrames([]Frame{frame, other}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				got := 0
+				for i, f := range r.frames {
+					h, th, total, ok := tcpOf(f)
+					if !ok || f[etherLen]>>4 == 6 != v6 {
+						continue // the other, or damaged
+					}
+					tcp := f[etherLen+h : etherLen+total]
+					from := int(binary.BigEndian.Uint32(tcp[4:]) - 0xffffff00)
+					o := r.offloads[i]
+					if o.Flags&OffloadSum == 0 {
+						continue // damaged, and finished before
+					}
+					if !v6 && sum(0, f[etherLen:etherLen+20]) != 0xffff {
+						t.Errorf("%s: the IP header's checksum is wrong", tt.words)
+					}
+					if got := binary.BigEndian.Uint16(tcp[16:]); got != pseudo(f[etherLen:], v6, len(tcp)) {
+						t.Errorf("%s: the partial checksum is %x", tt.words, got)
+					}
+					n := len(tcp) - th
+					if last := from+n == payload; (tcp[13]&9 != 0) != last || (tcp[13]&0x80 != 0) != (from == 0) {
+						t.Errorf("%s: flags %x from %d, %d bytes", tt.words, tcp[13], from, n)
+					}
+					if n > size && (o.Kind != kind || o.Size != size || int(o.Header) != etherLen+h+th || from == 0) || n <= size && o.Kind != 0 || !o.Fits(len(f)) {
+						t.Errorf("%s: %d bytes from %d: %+v", tt.words, n, from, o)
+					}
+					for k, x := range tcp[th:] {
+						if x != byte((from+k)*7) {
+							t.Fatalf("%s: byte %d is wrong", tt.words, from+k)
+						}
+					}
+					got += n
+				}
+				s := w.Stats().Down[0]
+				if want := payload - size*int(s.Lost+s.Corrupted) + size*int(s.Duplicated); got != want && s.Duplicated+s.Lost+s.Corrupted == 0 || got < payload/2 || len(r.frames) > tt.most {
+					t.Errorf("%s: %d bytes in %d frames, want %d in at most %d: %+v", tt.words, got, len(r.frames), want, tt.most, s)
+				}
+			})
+		}
+	}
+}
+
 // brokenWire panics when it is written to.
 type brokenWire struct{ Link }
 
@@ -558,6 +657,7 @@ func FuzzImpair(f *testing.F) {
 	f.Add(segment(false, 640), uint8(2), true, uint8(1), uint8(1), uint16(300), uint16(34), uint16(16))
 	f.Add(segment(true, 640), uint8(2), false, uint8(1), uint8(4), uint16(64), uint16(54), uint16(16))
 	f.Add(segment(false, 640), uint8(0), true, uint8(0), uint8(0), uint16(0), uint16(0), uint16(0))
+	f.Add(segment(false, 1400), uint8(2), false, uint8(1), uint8(1), uint16(300), uint16(34), uint16(16))
 	f.Add(segment(true, 640), uint8(1), false, uint8(1), uint8(0x84), uint16(8), uint16(0), uint16(0xffff))
 	syn := segment(false, 0)
 	syn[etherLen+33] = 2
@@ -580,8 +680,23 @@ func FuzzImpair(f *testing.F) {
 		copy(buf[Headroom:], b)
 		Offload{Flags: flags, Kind: kind, Size: size, SumStart: start, SumAt: at}.put(buf[Headroom-OffloadLen : Headroom])
 		w.enter(d, buf, ParseOffload(buf[Headroom-OffloadLen:]), offloads)
-		if d.line.Take(w.now(), nil, 1<<20, 1<<30); d.line.Held() != 0 {
+		length := 0
+		for _, buf := range d.line.Take(w.now(), nil, 1<<20, 1<<30) {
+			w.join(buf)
+			length += len(buf) - Headroom
+		}
+		if d.line.Held() != 0 {
 			t.Errorf("%d bytes are left", d.line.Held())
+		}
+		for _, f := range w.frames {
+			o := f.Offload()
+			length -= f.Len() + len(f.Body)*int(o.Header) // each piece but the first leaves its header behind
+			if len(f.Body) > 0 && !o.Fits(f.Len()) {
+				t.Errorf("%+v does not fit %d bytes", o, f.Len())
+			}
+		}
+		if length != 0 {
+			t.Errorf("%d bytes are missing", length)
 		}
 	})
 }
