@@ -92,7 +92,7 @@ func (p *port) impair() {
 
 func (t *impairTable) apply(p *port) {
 	s := t.of(p)
-	if s == t.force[p] {
+	if s == t.force[p] || p.ctx.Err() != nil { // the latter: unimpair has been, or will be soon
 		return
 	}
 	if err := p.bad.Set(s); err != nil { // they were checked before
@@ -161,6 +161,9 @@ func (n *Network) Impair(guest string, s *impair.Settings) error {
 	name := p.leasedAs()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if p.ctx.Err() != nil { // an entry would stay for ever
+		return fmt.Errorf("guest %q is not plugged in any more", guest)
+	}
 	if s != nil {
 		if err := p.bad.Set(s); err != nil {
 			return err
