@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,6 +46,10 @@ From another machine: ssh -L 8123:127.0.0.1:8123 HOST vmnetd ui --no-open --list
 	f.BoolVar(&noOpen, "no-open", false, "do not start a browser")
 	f.StringVar(&path, "control", "", "`PATH` of the daemon's control socket (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		socket := controlPath(path)
+		if strings.HasPrefix(socket, "tcp:") {
+			return usagef("ui asks a control socket, and not %s: name the socket's file with --control", socket)
+		}
 		ctx, stop := context.WithCancel(context.Background())
 		defer stop()
 		signals := make(chan os.Signal, 1)
@@ -60,7 +65,7 @@ From another machine: ssh -L 8123:127.0.0.1:8123 HOST vmnetd ui --no-open --list
 		if err != nil {
 			return err
 		}
-		p := newPage(controlPath(path), l.Addr(), func(link string, first bool) {
+		p := newPage(socket, l.Addr(), func(link string, first bool) {
 			if first {
 				fmt.Fprintf(c.OutOrStdout(), "the page is at %s\n", link)
 			} else {

@@ -197,3 +197,11 @@ func TestPageListen(t *testing.T) {
 		l.Close()
 	}
 }
+
+func TestUIUsage(t *testing.T) {
+	for _, args := range [][]string{{"--control", "tcp:127.0.0.1:1"}, {"--listen", "0.0.0.0:0"}, {"--listen", "127.0.0.1"}} {
+		if status := vmnetd(append([]string{"ui", "--no-open"}, args...)); status != exitUsage {
+			t.Errorf("%s: status %d", args, status)
+		}
+	}
+}
