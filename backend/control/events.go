@@ -26,6 +26,9 @@ const (
 	// slowWrite is how long a follower may leave its socket full. What it misses then it is told the number of; after it
 	// the connection is ended, and it may come back with Last-Event-ID.
 	slowWrite = 10 * time.Second
+	// newNetworks is how often a follower of all looks for networks that came with a reload: somebody who watches sees no
+	// delay, and it is one lock.
+	newNetworks = time.Second
 	// maxFollowers: a descriptor and two goroutines each; a page, a program and a terminal for every guest of a big lab.
 	maxFollowers = 64
 )
@@ -57,7 +60,7 @@ func (s *Server) listEvents(c *call) (reply, error) {
 	}
 	return reply{http.StatusOK, stream(func(ctx context.Context, w http.ResponseWriter) {
 		defer s.followers.Add(-1)
-		streamEvents(ctx, w, nets, since)
+		streamEvents(ctx, w, func() []*backend.Network { return s.networksOf(c) }, since)
 	})}, nil
 }
 
@@ -93,8 +96,8 @@ const eventStream = "text/event-stream"
 type stream func(ctx context.Context, w http.ResponseWriter)
 
 // streamEvents writes events as they come: HTML's "9.2 Server-sent events", with the kind as the event's name, and
-// "lost" with a number where the client was too slow.
-func streamEvents(ctx context.Context, w http.ResponseWriter, nets []*backend.Network, since uint64) {
+// "lost" with a number where the client was too slow. Networks may come meanwhile.
+func streamEvents(ctx context.Context, w http.ResponseWriter, nets func() []*backend.Network, since uint64) {
 	ctx, cancel := context.WithCancel(ctx)
 	type told struct {
 		event backend.Event
@@ -104,22 +107,32 @@ func streamEvents(ctx context.Context, w http.ResponseWriter, nets []*backend.Ne
 	var followers sync.WaitGroup
 	defer followers.Wait()
 	defer cancel()
-	for _, n := range nets {
-		f := n.Events().Follow(since)
-		followers.Go(func() {
-			for {
-				e, err := f.Next(ctx)
-				if err != nil {
-					return
-				}
-				select {
-				case events <- told{e, f.Lost()}:
-				case <-ctx.Done():
-					return
-				}
+	followed := map[*backend.Network]bool{}
+	follow := func() {
+		for _, n := range nets() {
+			if followed[n] {
+				continue
 			}
-		})
+			followed[n] = true
+			f := n.Events().Follow(since)
+			followers.Go(func() {
+				for {
+					e, err := f.Next(ctx)
+					if err != nil {
+						return
+					}
+					select {
+					case events <- told{e, f.Lost()}:
+					case <-ctx.Done():
+						return
+					}
+				}
+			})
+		}
 	}
+	follow()
+	look := time.NewTicker(newNetworks)
+	defer look.Stop()
 	out := http.NewResponseController(w)
 	var b bytes.Buffer
 	send := func() bool {
@@ -137,6 +150,8 @@ func streamEvents(ctx context.Context, w http.ResponseWriter, nets []*backend.Ne
 			return
 		case <-ticker.C:
 			b.WriteString(":\n\n")
+		case <-look.C:
+			follow()
 		case e := <-events:
 			if e.lost > 0 {
 				fmt.Fprintf(&b, "event: lost\ndata: {\"network\":%q,\"lost\":%d}\n\n", e.event.Network, e.lost)

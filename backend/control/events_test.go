@@ -108,6 +108,32 @@ func TestEventStream(t *testing.T) {
 	}
 }
 
+// A network that comes while events are followed is heard, from its first one on.
+func TestEventsOfNewNetwork(t *testing.T) {
+	lab, err := backend.New(backend.Config{Name: "lab", Logger: slog.New(slog.DiscardHandler), Egress: &backendtest.Egress{},
+		Resolvers: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:9")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { lab.Close() })
+	lab.Note(backend.Event{Kind: backend.EventPolicy, Text: "before it came"})
+	r := newRig(t)
+	r.net.Note(backend.Event{Kind: backend.EventPolicy, Text: "first"})
+	enough := errors.New("enough")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	err = r.c.FollowEvents(ctx, 0, func(e backend.Event, lost uint64) error {
+		if e.Network == "lab" {
+			return enough
+		}
+		r.srv.Add(lab, nil)
+		return nil
+	})
+	if err != enough {
+		t.Errorf("the new network's event does not come: %v", err)
+	}
+}
+
 // A stream ends with its server, at once, and with its client.
 func TestEventStreamEnds(t *testing.T) {
 	r := newRig(t)
@@ -119,7 +145,7 @@ func TestEventStreamEnds(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("a client that goes: %v", err)
 	}
-	for deadline := time.Now().Add(5 * time.Second); r.srv.followers.Load() != 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); r.srv.followers.Load() != 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the server still streams to a client that has gone")
 		}
