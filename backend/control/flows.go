@@ -210,6 +210,7 @@ type flowRow struct {
 	moved uint64 // packets of both directions
 	kind  flows.ChangeKind
 	fresh bool // it is in flowNet.fresh
+	told  bool // else it was not what the client wants, and may become that
 }
 
 // follow begins to follow networks, behind the place from if that is one of theirs and still kept.
@@ -256,7 +257,8 @@ func (f *flowStream) follow(nets []*backend.Network, from string, guest func(*ba
 	for _, n := range f.nets {
 		for _, x := range n.table.All() {
 			if n.wants(f, x) {
-				n.rows[x] = &flowRow{moved: movedOf(x)}
+				s := x.Snapshot()
+				n.rows[x] = &flowRow{moved: s.UpPkts + s.DownPkts, told: n.has(f, &s)}
 			}
 		}
 	}
@@ -363,7 +365,7 @@ func (f *flowStream) anew() {
 			if !n.has(f, &s) {
 				continue
 			}
-			n.rows[x] = &flowRow{moved: s.UpPkts + s.DownPkts}
+			n.rows[x] = &flowRow{moved: s.UpPkts + s.DownPkts, told: true}
 			if count%flowsAtOnce == 0 {
 				if count > 0 {
 					f.b.WriteString("]}\n\n")
@@ -442,9 +444,15 @@ func (f *flowStream) changes() {
 				r.fresh = false
 				s := x.Snapshot()
 				r.moved = s.UpPkts + s.DownPkts
-				if f.wish.state == "" {
+				has := f.wish.has(&s)
+				switch {
+				case f.wish.state != "" || !has && !r.told:
+				case !r.told:
+					f.tell(n, flows.Opened, &s)
+				default: // also that it is no longer what the client wants
 					f.tell(n, r.kind, &s)
 				}
+				r.told = r.told || has
 			}
 		}
 		clear(n.fresh)
@@ -477,12 +485,12 @@ func (f *flowStream) change(n *flowNet, c flows.Change) {
 			n.fresh = append(n.fresh, c.Flow)
 		}
 		return
-	case flows.Ended:
-		delete(n.rows, c.Flow)
 	}
+	r := n.rows[c.Flow]
+	delete(n.rows, c.Flow)
 	s := c.Flow.Snapshot()
 	s.Missed = c.Missed
-	if f.wish.has(&s) {
+	if f.wish.has(&s) || r != nil && r.told {
 		f.tell(n, c.Kind, &s)
 	}
 }
@@ -496,7 +504,7 @@ func (f *flowStream) bytes() {
 		any := false
 		for x, r := range n.rows {
 			now := movedOf(x)
-			if now == r.moved {
+			if !r.told || now == r.moved {
 				continue
 			}
 			r.moved = now

@@ -215,6 +215,29 @@ func TestFollowFlowsFilter(t *testing.T) {
 	}
 }
 
+// What a stream asks for may be known of a conversation later than its beginning.
+func TestFollowFlowsByName(t *testing.T) {
+	r := newRig(t)
+	var x, other *flows.Flow
+	v := watch(t, r.c, FlowFilter{Name: "debian"}, func(v *view) bool {
+		switch {
+		case x == nil:
+			other = open(t, r.net, flows.TCP, 1)
+			other.Up.Add(100)
+			x = open(t, r.net, flows.TCP, 2)
+			x.SetSaid(flows.Hello{Name: "deb.debian.org"})
+		case v.kinds["opened"] == 1 && x.State() != flows.Closed:
+			other.SetState(flows.Open)
+			other.End(flows.ReasonClosed)
+			x.End(flows.ReasonClosed)
+		}
+		return len(v.ended) > 0
+	})
+	if v.ended[0].ID != x.ID || v.kinds["opened"] != 1 || v.kinds["changed"] != 0 || v.kinds["bytes"] != 0 {
+		t.Errorf("%d ended, want %d: %v", v.ended[0].ID, x.ID, v.kinds)
+	}
+}
+
 // stream asks as a browser does that comes back.
 func (r *rig) stream(ctx context.Context, last string) *sse {
 	r.t.Helper()

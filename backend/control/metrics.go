@@ -117,9 +117,11 @@ func (m *metrics) Describe(chan<- *prometheus.Desc) {}
 func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	s := sink(out)
 	s.gauge(m.build, 1, m.server.Version, runtime.Version())
-	for i, n := range m.server.networks() {
+	nets := m.server.networks()
+	for i, n := range nets {
 		m.network(s, n, i == 0)
 	}
+	maps.DeleteFunc(m.called, func(at guestAt, _ calling) bool { return !slices.Contains(nets, at.network) })
 }
 
 func (m *metrics) network(s sink, n *backend.Network, first bool) {
