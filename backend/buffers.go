@@ -166,6 +166,7 @@ func (b *buffers) settle() {
 		return // somebody does
 	}
 	defer b.mu.Unlock()
+	b.grown.Store(0) // by nobody else: who only asks what is held must not put this off
 	b.count()
 	left := max(b.bound-b.sum, 0)
 	b.share = b.shareOf(left)
@@ -186,7 +187,6 @@ func (*buffers) shareOf(left int) int {
 
 // count adds up what is held, under mu, and lets go of what is over.
 func (b *buffers) count() {
-	b.grown.Store(0)
 	b.sum = 0
 	for i := 0; i < len(b.all); {
 		h := b.all[i]

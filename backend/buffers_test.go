@@ -63,6 +63,20 @@ func TestHeldIsFound(t *testing.T) {
 	}
 }
 
+// Who asks what is held, however often, does not keep what has come from being shared anew.
+func TestHeldIsAsked(t *testing.T) {
+	var b buffers
+	b.init(128 << 20)
+	b.slack.Store(1000)
+	for range 3 {
+		b.grew(400)
+		b.use()
+	}
+	if n := b.slack.Load(); n == 1000 {
+		t.Error("1200 bytes came, 1000 may, and nobody looked")
+	}
+}
+
 // However many are stuck, together they come to the budget, and one alone is not bounded by it.
 func TestBufferShares(t *testing.T) {
 	var b buffers
