@@ -67,7 +67,8 @@ type reloader struct {
 	only    bool     // run's flags
 	policy  []string // files that flags name: of policies, and traces of bad lines
 
-	mu    sync.Mutex   // one at a time
+	begun sync.Once
+	mu    sync.Mutex   // one at a time, and none before the daemon has started
 	over  bool         // the daemon ends
 	file  *config.File // in force
 	plans []plan       // as file has them
@@ -83,7 +84,7 @@ type reloadCall struct {
 	err    error
 }
 
-// newReloader is nil if no file was named.
+// newReloader is nil if no file was named. It reads nothing before ready is called.
 func newReloader(d *daemon, f *serveFlags, plans []plan, log io.Writer) (*reloader, error) {
 	if f.file == "" {
 		return nil, nil
@@ -120,7 +121,15 @@ func newReloader(d *daemon, f *serveFlags, plans []plan, log io.Writer) (*reload
 			}
 		}
 	}
+	r.mu.Lock()
 	return r, nil
+}
+
+// ready says that the daemon has started: all that changes with a configuration is there.
+func (r *reloader) ready() {
+	if r != nil {
+		r.begun.Do(r.mu.Unlock)
+	}
 }
 
 // run reads the file and has in force what can be. Of those who ask while it is done, all get the one reading that begins
@@ -153,6 +162,7 @@ func (r *reloader) run(ctx context.Context) (control.Reload, error) {
 // stop ends it, after what is under way.
 func (r *reloader) stop() {
 	if r != nil {
+		r.ready()
 		r.mu.Lock()
 		r.over = true
 		r.mu.Unlock()

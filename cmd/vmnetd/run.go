@@ -326,6 +326,7 @@ func run(log *slog.Logger, program string, argv []string, fd int, w *way, start 
 		<-ended
 		return err
 	}
+	d.reload.ready()
 	failed := d.failed
 	var failure error
 	for {

@@ -181,6 +181,7 @@ last guest of connected descriptors has gone; 1 if it failed, with the reason on
 		if err := sv.up(d); err != nil {
 			return err
 		}
+		d.reload.ready()
 		for {
 			select {
 			case <-again:
