@@ -70,8 +70,6 @@ type impaired struct {
 	g   *guest
 	lab *lab
 	gw  netip.Addr
-
-	flows int // that were named
 }
 
 // stats are those of a flow, of what the guest sends or gets.
@@ -89,6 +87,30 @@ func (b *impaired) stats(t *testing.T, flow string, up bool) impair.Stats {
 	}
 	t.Fatalf("no flow %s in %+v", flow, i)
 	return impair.Stats{}
+}
+
+// counter is one of the guest's kernel's.
+func (b *impaired) counter(t *testing.T, group, name string) int {
+	t.Helper()
+	at := 0
+	for line := range strings.Lines(b.g.run(t, "cat /proc/net/snmp /proc/net/netstat")) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 0 || f[0] != group:
+		case at == 0: // the names; the next line has the numbers
+			if at = slices.Index(f, name); at < 0 {
+				t.Fatalf("%s has no %s", group, name)
+			}
+		default:
+			n, err := strconv.Atoi(f[at])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatalf("there is no %s %s", group, name)
+	return 0
 }
 
 // testImpairLatency: 50 ms each way are 100 ms there and back, in either family.
@@ -114,12 +136,12 @@ func testImpairLatency(t *testing.T, b *impaired) {
 		t.Fatalf("%d of %d answers: %s", len(all), n, out)
 	}
 	t.Logf("%.2f to %.2f ms, median %.2f", all[0], all[n-1], all[n/2])
-	most := 5000.
+	least, most := 99., 10000. // an emulated processor's clock may go a little slower than ours
 	if measures {
-		most = 103 // of which the bridge to the guest is one
+		least, most = 100, 103 // of which the bridge to the guest is one
 	}
-	if all[0] < 100 || all[n/2] > most {
-		t.Errorf("median %.2f ms of %v, want 100 to %.0f", all[n/2], all, most)
+	if all[0] < least || all[n/2] > most {
+		t.Errorf("median %.2f ms of %v, want %.0f to %.0f", all[n/2], all, least, most)
 	}
 }
 
@@ -129,11 +151,10 @@ func testImpairLoss(t *testing.T, b *impaired) {
 	echo := b.lab.host.listenPacket(t, "127.0.0.1:0")
 	lost := func(seed int) (frames, lost uint64) {
 		b.must(t, "impair", "clear", "alpha")
-		flow := fmt.Sprintf("u%d", b.flows)
-		b.flows++
+		const flow = "u" // in both runs: each name has draws of its own
 		b.must(t, "impair", "set", "alpha", "--flow", fmt.Sprintf("%s=*:udp:%d", flow, echo.LocalAddr().(*net.UDPAddr).Port), "--up", "loss=2%,latency=1ms", "--seed", fmt.Sprint(seed))
 		// No more at once than the interface's own queue has room for, which would else drop some by itself.
-		b.g.run(t, "for i in $(seq %d); do guest udp -wait 0 -size 64 -count 400 %s >/dev/null; done", n/400, target(b.gw.String(), echo.LocalAddr()))
+		b.g.run(t, "for i in $(seq %d); do guest udp -wait 0 -size 64 -count 200 %s >/dev/null; done", n/200, target(b.gw.String(), echo.LocalAddr()))
 		var s impair.Stats
 		wait(t, "all are through", func() error {
 			before := s.Frames
@@ -202,21 +223,21 @@ func testImpairCounters(t *testing.T, b *impaired) {
 		}
 		return nil
 	})
-	counter := func() (n int) {
-		for line := range strings.Lines(b.g.run(t, "cat /proc/net/snmp")) {
-			f := strings.Fields(line)
-			// Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors; Ip: … InHdrErrors is the 4th
-			if f[0] == "Udp:" && f[1] != "InDatagrams" && len(f) > 7 {
-				x, _ := strconv.Atoi(f[7])
-				n += x
-			}
-			if f[0] == "Ip:" && f[1] != "Forwarding" && len(f) > 4 {
-				x, _ := strconv.Atoi(f[4])
-				n += x
-			}
-		}
-		return n
+	const size = 300_000
+	ahead := func() int { return b.counter(t, "TcpExt:", "TCPOFOQueue") }
+	b.must(t, "impair", "set", "alpha", "--down", "latency=20ms,reorder=20%")
+	early := ahead()
+	source := b.lab.host.serve(t, "tcp", "127.0.0.1:0", traffic.Source(7, size))
+	var got traffic.Report
+	b.g.json(t, &got, "guest tcp -timeout 60s -close write -send 0 %s", target(b.gw.String(), source.Addr()))
+	if got.Received != size || got.ReceivedHash != traffic.Hash(7, size) {
+		t.Errorf("of segments in another order came %d of %d bytes, hash right: %v", got.Received, size, got.ReceivedHash == traffic.Hash(7, size))
 	}
+	if n, s := ahead()-early, b.stats(t, "default", false); n == 0 || s.Reordered == 0 {
+		t.Errorf("the guest counts %d segments ahead of others, the line %d of %d", n, s.Reordered, s.Frames)
+	}
+
+	counter := func() int { return b.counter(t, "Udp:", "InCsumErrors") + b.counter(t, "Ip:", "InHdrErrors") }
 	echo := b.lab.host.echoUDP(t, "127.0.0.1:0")
 	b.must(t, "impair", "set", "alpha", "--down", "none", "--flow", fmt.Sprintf("echo=*:udp:%d", echo.Port), "--down", "corrupt=100%")
 	before := counter()
