@@ -18,6 +18,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/vmnetd/vmnetd/backend"
@@ -69,14 +71,31 @@ func (f outputFormat) print(out io.Writer, bare bool, v any, write func(io.Write
 	if err := e.Encode(v); err != nil {
 		return err
 	}
-	text := b.Bytes()
-	if f == "yaml" {
-		var err error
-		if text, err = yamlOf(text); err != nil {
-			return err
+	if f == "json" {
+		return writeJSON(out, b.Bytes())
+	}
+	text, err := yamlOf(b.Bytes())
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(text)
+	return err
+}
+
+// writeJSON writes a JSON text in which what a terminal would obey is escaped: the same text to a program. Go's encoder
+// escapes of it only what is below a space.
+func writeJSON(out io.Writer, text []byte) error {
+	b := make([]byte, 0, len(text))
+	for _, r := range string(text) {
+		if r < 0x7f || unicode.IsPrint(r) {
+			b = utf8.AppendRune(b, r)
+			continue
+		}
+		for _, u := range utf16.AppendRune(nil, r) {
+			b = fmt.Appendf(b, `\u%04x`, u)
 		}
 	}
-	_, err := out.Write(text)
+	_, err := out.Write(b)
 	return err
 }
 
@@ -84,7 +103,11 @@ func (f outputFormat) print(out io.Writer, bare bool, v any, write func(io.Write
 func (f outputFormat) one(out io.Writer, v any, write func(io.Writer)) error {
 	switch f {
 	case "json":
-		return json.NewEncoder(out).Encode(v)
+		text, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		return writeJSON(out, append(text, '\n'))
 	case "yaml":
 		if _, err := io.WriteString(out, "---\n"); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/goccy/go-yaml"
 	"github.com/vmnetd/vmnetd/backend"
@@ -123,4 +124,26 @@ func TestWhile(t *testing.T) {
 			t.Errorf("%v is %s, want %s", d, got, want)
 		}
 	}
+}
+
+// JSON on a terminal has nothing that it would obey, and is to programs what it was.
+func TestJSONIsVisible(t *testing.T) {
+	name := "a\x7f\u009b31mb\u202e\U000e0001é\\\"\n"
+	show := func(f func(out io.Writer) error) {
+		t.Helper()
+		var b bytes.Buffer
+		if err := f(&b); err != nil {
+			t.Fatal(err)
+		}
+		text := strings.TrimSpace(b.String())
+		if strings.ContainsFunc(strings.ReplaceAll(text, "\n", ""), func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Errorf("%q", text)
+		}
+		var back []string
+		if err := json.Unmarshal([]byte(text), &back); err != nil || back[0] != name {
+			t.Errorf("%q: %v; want %q", back, err, name)
+		}
+	}
+	show(func(out io.Writer) error { return outputFormat("json").print(out, false, []string{name}, nil) })
+	show(func(out io.Writer) error { return outputFormat("json").one(out, []string{name}, nil) })
 }
