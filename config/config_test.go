@@ -16,7 +16,7 @@ func TestFaults(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"Key", "networks:\n  - gatway: 10.0.2.2\n", "f.yaml:2:5: no key \"gatway\" in a network: did you mean gateway?\n      - gatway: 10.0.2.2\n        ^"},
 		{"TopKey", "door:\n  qemu: []\n", "f.yaml:1:1: no key \"door\" in the file: did you mean doors?\n    door:\n    ^"},
-		{"FarKey", "zzzzzzzz: 1\n", `want networks, doors, control, memory, log, sandbox or pprof`},
+		{"FarKey", "zzzzzzzz: 1\n", `want networks, doors, control, api, memory, log, flow-log, sandbox or pprof`},
 		{"InnerKey", "networks:\n  - policy: {prest: open}\n", `f.yaml:2:14: no key "prest" in policy: did you mean preset?`},
 		{"Twice", "control: a\nmemory: 1\ncontrol: b\n", `f.yaml:3:1: "control" is there twice: first in line 1`},
 		{"TwiceInMap", "networks: [{limits: {flows: 1, flows: 2}}]", `"flows" is there twice`},

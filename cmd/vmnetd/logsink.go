@@ -29,6 +29,7 @@ type logSink struct {
 	lost    atomic.Uint64
 	done    chan struct{}
 	closing atomic.Bool
+	over    chan struct{} // closed when Close has waited long enough
 }
 
 // newLogSink starts writing to w. format makes of a writer what logs to it.
@@ -36,7 +37,7 @@ func newLogSink(w io.Writer, format func(io.Writer) slog.Handler) *logSink {
 	// With a handler, writing where nobody reads any more is an error that is passed over, not the end of the daemon. Were
 	// it ignored, run's command would ignore it too.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	s := &logSink{w: w, format: format, lines: make(chan []byte, sinkLines), done: make(chan struct{})}
+	s := &logSink{w: w, format: format, lines: make(chan []byte, sinkLines), done: make(chan struct{}), over: make(chan struct{})}
 	go s.run()
 	return s
 }
@@ -62,7 +63,12 @@ func (s *logSink) Write(line []byte) (int, error) {
 
 func (s *logSink) run() {
 	defer close(s.done)
-	for line := range s.lines {
+	for {
+		var line []byte
+		select {
+		case line = <-s.lines:
+		case <-s.over:
+		}
 		if line == nil {
 			return
 		}
@@ -82,6 +88,7 @@ func (s *logSink) Close() error {
 	if s.closing.Swap(true) {
 		return nil
 	}
+	defer close(s.over)
 	t := time.NewTimer(sinkPatience)
 	defer t.Stop()
 	select {
