@@ -162,8 +162,7 @@ func (c *Client) Status(ctx context.Context) (st Status, err error) {
 
 // Guests are plugged in.
 func (c *Client) Guests(ctx context.Context) (list []backend.GuestInfo, err error) {
-	list = []backend.GuestInfo{}
-	return list, pages(ctx, c, "guests", nil, 0, func(g backend.GuestInfo) { list = append(list, g) })
+	return list, c.call(ctx, "GET", "guests", nil, nil, &list)
 }
 
 // Guest finds one by id, name, MAC or address.
@@ -200,52 +199,18 @@ func (f FlowFilter) values() url.Values {
 	return q
 }
 
-// Flows are the conversations that f picks, oldest first.
+// Flows are the conversations that f picks, oldest first. They are one answer's, as they were at one time: a guest may open
+// more between two pages than a page has, and following pages would not end.
 func (c *Client) Flows(ctx context.Context, f FlowFilter) (list []flows.Snapshot, err error) {
 	q := f.values()
-	if f.Sort != "" {
-		if f.Limit > 0 {
-			q.Set("limit", strconv.Itoa(min(f.Limit, maxPage)))
-		}
-		return list, c.call(ctx, "GET", "flows", q, nil, &list)
+	if f.Limit > 0 && f.Limit <= maxPage {
+		q.Set("limit", strconv.Itoa(f.Limit))
 	}
-	list = []flows.Snapshot{}
-	err = pages(ctx, c, "flows", q, f.Limit, func(s flows.Snapshot) { list = append(list, s) })
+	err = c.call(ctx, "GET", "flows", q, nil, &list)
+	if f.Limit > 0 && len(list) > f.Limit {
+		list = list[:f.Limit]
+	}
 	return list, err
-}
-
-// pageLen is how many entries the client asks for at once: some 400 KB of conversations.
-const pageLen = 1000
-
-// pages calls f for each entry of a list, page by page, and at most limit times if that is not 0.
-func pages[T any](ctx context.Context, c *Client, path string, q url.Values, limit int, f func(T)) error {
-	if q == nil {
-		q = url.Values{}
-	}
-	for n := 0; ; {
-		want := pageLen
-		if limit > 0 {
-			want = min(want, limit-n)
-		}
-		q.Set("limit", strconv.Itoa(want))
-		resp, err := c.send(ctx, "GET", path, q, nil, "application/json")
-		if err != nil {
-			return err
-		}
-		var list []T
-		err = json.NewDecoder(resp.Body).Decode(&list)
-		resp.Body.Close()
-		if err != nil {
-			return fmt.Errorf("control socket %s: answer to GET %s: %w", c.path, path, err)
-		}
-		for _, e := range list {
-			f(e)
-		}
-		n += len(list)
-		if q = nextPage(resp.Header); q == nil || limit > 0 && n >= limit {
-			return nil
-		}
-	}
 }
 
 // values makes a query of keys and values, without those that are empty.
@@ -280,8 +245,7 @@ func (c *Client) RemoveForward(ctx context.Context, id string, cut bool) error {
 
 // Leases are the addresses given out.
 func (c *Client) Leases(ctx context.Context) (list []Lease, err error) {
-	list = []Lease{}
-	return list, pages(ctx, c, "leases", nil, 0, func(l Lease) { list = append(list, l) })
+	return list, c.call(ctx, "GET", "leases", nil, nil, &list)
 }
 
 // ReleaseLease frees an address.

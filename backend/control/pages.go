@@ -133,17 +133,3 @@ func (c *call) page(op operation, rep reply) (reply, error) {
 	}
 	return reply{rep.code, list}, nil
 }
-
-// nextPage is where a Link header leads, as a query, if it does.
-func nextPage(h http.Header) url.Values {
-	for _, v := range h.Values("Link") {
-		target, rest, ok := strings.Cut(strings.TrimPrefix(v, "<"), ">")
-		if !ok || !strings.Contains(rest, `rel="next"`) {
-			continue
-		}
-		if u, err := url.Parse(target); err == nil {
-			return u.Query()
-		}
-	}
-	return nil
-}
