@@ -30,15 +30,17 @@ demo:
 # CI=true: a test that cannot have what it needs fails instead of skipping. Tests that need root skip for others, and
 # the summary names them.
 # -timeout: the matrix of guests takes six minutes on two quiet cores, and Go ends it after ten.
-# -p 1: test packages one after the other; beside a booting guest the waits of others would be measured, not they.
+# cmd/vmnetd and e2e one after the other: beside a booting guest the waits of others would be measured, not they. The other
+# packages two at a time.
 # A test that fails runs once more, and fails if it does so again: guests boot, links race and hosts answer on two busy cores.
 # Both runs are printed. A data race is none of that: nothing runs again after one.
 # The guards against allocations run once more without -race, under which pools forget at random.
 test: check
 	@echo "go test -race ./..."
 	@if [ "$$(id -u)" = 0 ]; then CI=true; export CI; fi; \
-	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg --rerun-fails=1 --rerun-fails-abort-on-data-race \
-		--packages=./... -- -race -p 1 -timeout 20m && \
+	again="--format testname --format-hide-empty-pkg --rerun-fails=1 --rerun-fails-abort-on-data-race"; \
+	$(GO) run $(GOTESTSUM) $$again --packages="$$($(GO) list ./... | grep -v -e /cmd/vmnetd$$ -e /e2e$$)" -- -race -p 2 -timeout 20m && \
+	$(GO) run $(GOTESTSUM) $$again --packages="./cmd/vmnetd ./e2e" -- -race -p 1 -timeout 20m && \
 	echo "go test -run '^TestAllocs' ./backend ./backend/checksum ./qemu ./vfkit" && \
 	$(GO) run $(GOTESTSUM) --format testname --format-hide-empty-pkg -- -run '^TestAllocs' ./backend ./backend/checksum ./qemu ./vfkit
 
