@@ -11,6 +11,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -181,47 +182,61 @@ func sinceValues(since uint64) map[string][]string {
 // then its own, ctx ends or the daemon does (io.EOF). lost is how many are missing before this one, since this client
 // was too slow.
 func (c *Client) FollowEvents(ctx context.Context, since uint64, f func(e backend.Event, lost uint64) error) error {
-	resp, err := c.send(ctx, "GET", "events", sinceValues(since), nil, eventStream)
+	var lost uint64
+	return c.follow(ctx, "events", sinceValues(since), maxBody, func(kind string, data []byte) error {
+		if kind == "lost" {
+			var l struct {
+				Lost uint64 `json:"lost"`
+			}
+			if err := json.Unmarshal(data, &l); err != nil {
+				return c.garbled("events", err)
+			}
+			lost += l.Lost
+			return nil
+		}
+		var e backend.Event
+		if err := json.Unmarshal(data, &e); err != nil {
+			return c.garbled("events", err)
+		}
+		missing := lost
+		lost = 0
+		return f(e, missing)
+	})
+}
+
+// follow calls f for each event of a stream, of which no line is longer than most bytes, until f returns an error, which is
+// then its own, ctx ends or the daemon does (io.EOF).
+func (c *Client) follow(ctx context.Context, path string, q url.Values, most int, f func(kind string, data []byte) error) error {
+	resp, err := c.send(ctx, "GET", path, q, nil, eventStream)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	var lost uint64
 	kind := ""
 	in := bufio.NewScanner(resp.Body)
-	in.Buffer(nil, maxBody)
+	in.Buffer(nil, most)
+	// A line that the daemon's end has cut is none.
+	in.Split(func(data []byte, _ bool) (int, []byte, error) { return bufio.ScanLines(data, false) })
 	for in.Scan() {
-		line := in.Text()
-		if v, ok := strings.CutPrefix(line, "event: "); ok {
-			kind = v
+		if v, ok := bytes.CutPrefix(in.Bytes(), []byte("event: ")); ok {
+			kind = string(v)
 		}
-		data, ok := strings.CutPrefix(line, "data: ")
-		switch {
-		case !ok:
-		case kind == "lost":
-			var l struct {
-				Lost uint64 `json:"lost"`
-			}
-			if err := json.Unmarshal([]byte(data), &l); err != nil {
-				return fmt.Errorf("control socket %s: events: %w", c.path, err)
-			}
-			lost += l.Lost
-		default:
-			var e backend.Event
-			if err := json.Unmarshal([]byte(data), &e); err != nil {
-				return fmt.Errorf("control socket %s: events: %w", c.path, err)
-			}
-			if err := f(e, lost); err != nil {
+		if data, ok := bytes.CutPrefix(in.Bytes(), []byte("data: ")); ok {
+			if err := f(kind, data); err != nil {
 				return err
 			}
-			lost = 0
 		}
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if err := in.Err(); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("control socket %s: events: %w", c.path, err)
+		return c.garbled(path, err)
 	}
 	return io.EOF
+}
+
+// garbled is a stream that cannot be read.
+func (c *Client) garbled(path string, err error) error {
+	return fmt.Errorf("control socket %s: %s: %w", c.path, path, err)
 }

@@ -1,13 +1,12 @@
 package control
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -533,39 +532,13 @@ func (f *flowStream) bytes() {
 // FollowFlows calls f for each event of the conversations that w picks: first for all that there are, then for what
 // becomes of them, until f returns an error, which is then its own, ctx ends or the daemon does (io.EOF).
 func (c *Client) FollowFlows(ctx context.Context, w FlowFilter, f func(FlowEvent) error) error {
-	resp, err := c.send(ctx, "GET", "flows", w.values(), nil, eventStream)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	kind := ""
-	in := bufio.NewReaderSize(resp.Body, flowFlush)
-	for {
-		line, err := in.ReadBytes('\n')
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-				return fmt.Errorf("control socket %s: flows: %w", c.path, err)
-			}
-			return io.EOF
-		}
-		line = bytes.TrimSuffix(line, []byte("\n"))
-		if v, ok := bytes.CutPrefix(line, []byte("event: ")); ok {
-			kind = string(v)
-		}
-		data, ok := bytes.CutPrefix(line, []byte("data: "))
-		if !ok {
-			continue
-		}
+	// A line has all that moved within a second: it is as long as there are conversations.
+	return c.follow(ctx, "flows", w.values(), math.MaxInt, func(kind string, data []byte) error {
 		e := FlowEvent{}
 		if err := json.Unmarshal(data, &e); err != nil {
-			return fmt.Errorf("control socket %s: flows: %w", c.path, err)
+			return c.garbled("flows", err)
 		}
 		e.Kind = kind
-		if err := f(e); err != nil {
-			return err
-		}
-	}
+		return f(e)
+	})
 }
