@@ -91,7 +91,7 @@ type Node struct {
 	Machine, Accel, CPU    string // "": what QEMU, and this machine, have
 	QEMU                   string // the program; "": qemu-system-x86_64 or this machine's
 	Args                   []string
-	Agent                  bool // a guest agent (QEMU's, or the small guest's) is expected
+	Agent                  bool   // a guest agent (QEMU's, or the small guest's) is expected
 	User                   string // for 'lab ssh'; "": ssh's own
 	CloudInit              *CloudInit
 
