@@ -95,6 +95,11 @@ type Config struct {
 	// Memory, if not nil, is a target for the memory of the process. Networks may share it.
 	Memory *Memory
 
+	// NoUplink makes a plain switch of it: guests see one another's frames, whatever they are, and there is no gateway, no
+	// DHCP, DNS or advertisement, and no way out or in. Prefixes are not needed.
+	NoUplink bool
+	// Wire joins exactly two guests without a switch: everything that one sends the other gets. It implies NoUplink.
+	Wire bool
 	// Isolate keeps guests from seeing one another's frames.
 	Isolate bool
 	// StrictLeases lets a guest send only as what it was given: with IPv4 as a lease of its MAC or an address that
@@ -128,6 +133,9 @@ type Config struct {
 func (c Config) withDefaults() (Config, error) {
 	if c.Name == "" {
 		c.Name = "default"
+	}
+	if c.NoUplink || c.Wire {
+		return c, fmt.Errorf("network %s: one without an uplink is not there yet", c.Name)
 	}
 	if !c.Prefix4.IsValid() {
 		c.Prefix4 = netip.MustParsePrefix("10.0.2.0/24")

@@ -178,9 +178,14 @@ func (n *Network) save() {
 	}
 }
 
-// Serve plugs a guest in and carries its frames until its wire ends, ctx does, or the network is closed. A wire that
-// ends is not an error. name says how the guest is attached, for people. Serve closes l.
-func (n *Network) Serve(ctx context.Context, l link.Link, name string) (err error) {
+// ServePort plugs a guest in and carries its frames until its wire ends, ctx does, or the network is closed. A wire that
+// ends is not an error. It closes l.
+func (n *Network) ServePort(ctx context.Context, l link.Link, c PortConfig) (err error) {
+	name := c.Name
+	if c.Promiscuous || c.Mirror || c.Impair != nil {
+		l.Close()
+		return errors.New("a port that is promiscuous, a mirror or impaired by itself is not there yet")
+	}
 	tap := capture.Around(l)
 	l = tap
 	wire := l
@@ -224,6 +229,9 @@ func (n *Network) Serve(ctx context.Context, l link.Link, name string) (err erro
 	n.captures.came(p, tap)
 	defer n.captures.gone(p)
 	n.seg.add(p)
+	if c.Plugged != nil {
+		c.Plugged(p.id)
+	}
 	p.advertise(n.router6.Load()) // a guest that comes back over a new wire does not ask again
 	p.log.Info("guest plugged in", "link", name)
 	n.note(EventGuestIn, p.id, name, "plugged in at %s", name)
