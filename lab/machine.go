@@ -16,7 +16,8 @@ import (
 type machine interface {
 	// start makes the node with its interfaces plugged in, and returns when it runs: not when it is ready.
 	start(ctx context.Context) error
-	// begin runs what is to run in it once it is set up: a netns node's command. Others have nothing to do here.
+	// begin runs what is to run in it once it is set up: a netns node's command. Others have nothing to do here. Of a node with
+	// Restart it is called again after ended was closed: ended is another channel then.
 	begin(ctx context.Context) error
 	// exec runs a command in it and returns its exit status.
 	exec(ctx context.Context, c Command) (int, error)
@@ -28,7 +29,8 @@ type machine interface {
 	pids() []int
 	// spaces are the namespaces to join in order to be in it, of a netns node: nil for others. The caller closes them.
 	spaces() ([]*os.File, error)
-	// ended is closed when it, or its command, has ended by itself; status is what it left with, then.
+	// ended is closed when it, or its command, has ended by itself; status is what it left with, then. err is of one that was
+	// killed or that could not be waited for. One that never ends by itself may return nil.
 	ended() <-chan struct{}
 	status() (exit int, err error)
 	// stop ends all of it and waits for that: processes, sockets, files. It is asked first, and killed when ctx ends.
@@ -58,7 +60,7 @@ type bench struct {
 	// does not wait.
 	plug func(i int, l link.Link)
 	// console is where what it says goes: bounded, and watched by whoever asks.
-	console *console
+	console *Console
 	// env marks every process of the lab's, so that one whose lab was killed is found.
 	env []string
 	// dialNetwork opens a conversation from the gateway of a network with an uplink, to the interface of this number.
