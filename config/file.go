@@ -38,7 +38,7 @@ type File struct {
 
 	name  string
 	lines []string
-	at    map[string]place // of values and networks, by path
+	at    map[string]Place // of values and networks, by path
 }
 
 // Network is one network. The first is the daemon's own, and what others do not say they have as it has it, but for
@@ -130,7 +130,7 @@ func (f *File) Settings() []Setting {
 	f.walk(reflect.ValueOf(f).Elem(), "", "", Daemon, &list)
 	for i, s := range list {
 		p := f.at[s.path]
-		list[i].Line, list[i].Column = p.line, p.column
+		list[i].Line, list[i].Column = p.Line, p.Column
 	}
 	return list
 }
@@ -185,7 +185,7 @@ func (f *File) walk(v reflect.Value, path, flag string, network int, list *[]Set
 
 // Fault is an error about a setting, with its place.
 func (f *File) Fault(s Setting, err error) error {
-	return f.fault(place{s.Line, s.Column}, err.Error())
+	return f.fault(Place{s.Line, s.Column}, err.Error())
 }
 
 // NetworkFault is an error about a network as a whole.

@@ -19,6 +19,15 @@ func DidYouMean(word string, known []string) string {
 	if best != "" {
 		return fmt.Sprintf("did you mean %s?", best)
 	}
+	const shown = 40 // more are no help
+	switch more := len(known) - shown; {
+	case len(known) == 0:
+		return "there is none"
+	case len(known) == 1:
+		return "want " + known[0]
+	case more > 0:
+		return fmt.Sprintf("want %s or one of %d more", strings.Join(known[:shown], ", "), more)
+	}
 	return "want " + strings.Join(known[:len(known)-1], ", ") + " or " + known[len(known)-1]
 }
 
