@@ -30,7 +30,8 @@ func (s *Server) routes() []route {
 		s.captureRoutes(),
 		s.openAPIRoutes(),
 		s.networkRoutes(),
-		s.mainRoutes())
+		s.mainRoutes(),
+		s.labRoutes())
 }
 
 func (s *Server) mainRoutes() []route {

@@ -67,6 +67,8 @@ type Server struct {
 
 	// Reload, if not nil, reads the daemon's configuration again. Its errors are best a *Problem: see ReloadProblem.
 	Reload func(context.Context) (Reload, error)
+	// Lab, if not nil, is the lab that the daemon runs.
+	Lab Lab
 
 	came          came         // while it runs
 	followers     atomic.Int64 // of events
@@ -148,6 +150,7 @@ type call struct {
 	route  *route
 	query  url.Values // of the parameters that the operation has, each once and of its kind
 	out    http.Header
+	conn   *http.ResponseController
 }
 
 // reply is a handler's answer: a status code and what becomes JSON, nothing if nil; or a stream, or a download.
@@ -286,12 +289,12 @@ func (s *Server) answer(rt route, op operation, w http.ResponseWriter, r *http.R
 		return reply{}, err
 	}
 	n, err := s.network(q.Get("network"))
-	if err != nil {
+	if err != nil && (!op.whole || q.Get("network") != "") { // a lab may have no network yet
 		return reply{}, err
 	}
 	r = r.WithContext(r.Context()) // net/http looks at its own one's body for what is unread, and would wait for that
 	r.Body = http.MaxBytesReader(w, r.Body, cmp.Or(op.most, maxBody))
-	c := &call{r, n, s, &rt, q, w.Header()}
+	c := &call{r, n, s, &rt, q, w.Header(), http.NewResponseController(w)}
 	if q.Get("network") == "" && len(s.networks()) > 1 {
 		return s.ofAll(rt, op, c)
 	}
@@ -321,6 +324,9 @@ func (s *Server) network(name string) (*backend.Network, error) {
 			return n, nil
 		}
 		names = append(names, own)
+	}
+	if len(names) == 0 {
+		return nil, problem(http.StatusNotFound, "", "there is no network here")
 	}
 	return nil, problem(http.StatusNotFound, "there is "+strings.Join(names, ", "), "no network %q", short(name))
 }
