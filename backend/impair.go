@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/flows"
@@ -23,10 +24,13 @@ type impairTable struct {
 	macs  map[mac]*impair.Settings
 	names map[string]*impair.Settings
 	force map[*port]*impair.Settings // what was put in force last
+
+	tally atomic.Pointer[impair.Tally] // of frames behind the lines, if anybody asked for it
 }
 
 func (t *impairTable) init(c *Config) error {
-	*t = impairTable{wires: map[*port]*impair.Settings{}, macs: map[mac]*impair.Settings{}, names: map[string]*impair.Settings{}, force: map[*port]*impair.Settings{}}
+	t.net, t.wires, t.force = nil, map[*port]*impair.Settings{}, map[*port]*impair.Settings{}
+	t.macs, t.names = map[mac]*impair.Settings{}, map[string]*impair.Settings{}
 	if c.Impair != nil {
 		if err := c.Impair.Check(); err != nil {
 			return fmt.Errorf("network %s: impair: %w", c.Name, err)
@@ -213,6 +217,15 @@ func (n *Network) Impairment(guest string) (ImpairInfo, error) {
 	own := t.force[p] != nil && t.force[p] != t.net
 	t.mu.Unlock()
 	return ImpairInfo{Guest: g.ID, Name: g.Name, MAC: g.MAC, Own: own, Settings: p.bad.Settings(), ImpairStats: p.bad.Stats()}, nil
+}
+
+// Tally counts what all guests send and get from the first call on, by conversation: what has passed their bad lines, as
+// it leaves them.
+func (n *Network) Tally() *impair.Tally {
+	if n.impairs.tally.Load() == nil {
+		n.impairs.tally.CompareAndSwap(nil, new(impair.Tally))
+	}
+	return n.impairs.tally.Load()
 }
 
 // ImpairedAll returns the network's settings, of all guests that have none of their own.

@@ -108,6 +108,7 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 	p := &port{net: n, name: name, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue), bug: make(chan struct{})}
 	p.id = fmt.Sprintf("g%d", n.nextGuest.Add(1))
 	p.bad, _ = link.Impair(l, nil) // nothing that could be refused
+	p.bad.Counts(&n.impairs.tally)
 	p.bad.OnPanic(func(r any, stack []byte) { p.met("bad line", r, stack) })
 	p.link = p.bad
 	p.log = n.guestLog.With("guest", p.id)

@@ -17,13 +17,22 @@ import (
 )
 
 // QoS is the HTTP interface of daily-co's synthetic-network, for programs that were written for it: GET and POST of /qos, all
-// of a line in one JSON value. It speaks for all guests of n that have no line of their own. What synthetic-network cannot say
+// of a line in one JSON value, and GET of /top/ingress.profile and /top/egress.profile, what guests get and send, counted from
+// this call on. The line is that of all guests of n that have none of their own; the profiles are of all. What synthetic-network cannot say
 // (bursts of loss, IPv6 flows, a seed, …) is not shown, and gone after a POST.
 //
 // As there, nobody is asked who he is: it is for a port of the loopback, on request. What a web page elsewhere sends, which
 // every browser on this machine might, is refused.
 func QoS(n *backend.Network) http.Handler {
 	m := http.NewServeMux()
+	tally := n.Tally()
+	for name, up := range map[string]bool{"ingress": false, "egress": true} {
+		m.HandleFunc("GET /top/"+name+".profile", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Cache-Control", "no-store")
+			w.Header().Set("Content-Type", "application/octet-stream")
+			w.Write(tally.Profile(up))
+		})
+	}
 	m.HandleFunc("GET /qos", func(w http.ResponseWriter, r *http.Request) {
 		s := n.ImpairedAll()
 		send(w, r, http.StatusOK, "application/json; charset=utf-8", qosOf(&s))

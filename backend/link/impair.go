@@ -41,6 +41,7 @@ type Impaired struct {
 	writeDue     func()
 	dropped      func(uint64)
 	broken       func(r any, stack []byte)
+	tally        *atomic.Pointer[impair.Tally] // or nil
 
 	set    sync.Mutex // held while Set works
 	force  impair.Settings
@@ -70,6 +71,8 @@ type Impaired struct {
 	joint  joint
 	kept   bool // the wire has not sent all that it took
 	pump   sync.Once
+
+	counted []impair.Counted // of the frames that are being written
 }
 
 // way is one direction.
@@ -275,6 +278,12 @@ func (w *Impaired) Close() error {
 
 // ReadFrames implements Link.
 func (w *Impaired) ReadFrames(b *Batch) error {
+	err := w.readFrames(b)
+	w.countRead(b)
+	return err
+}
+
+func (w *Impaired) readFrames(b *Batch) error {
 	for {
 		if !w.reading {
 			if !w.up.on.Load() {
@@ -420,7 +429,7 @@ func (w *Impaired) WriteFrames(frames []Frame) (int, error) {
 		w.write.Lock()
 		defer w.write.Unlock()
 		if !w.down.on.Load() { // the pump has not begun
-			return w.inner.WriteFrames(frames)
+			return w.writeInner(frames)
 		}
 	}
 	if w.closed.Load() {
@@ -469,12 +478,26 @@ func (w *Impaired) writeDown() error {
 	w.write.Lock()
 	defer w.write.Unlock()
 	for w.takeDown() {
-		if _, err := w.inner.WriteFrames(w.frames); err != nil {
+		if _, err := w.writeInner(w.frames); err != nil {
 			return err
 		}
 		w.at = len(w.frames)
 	}
 	return nil
+}
+
+func (w *Impaired) writeInner(frames []Frame) (int, error) {
+	w.writing(frames)
+	n, err := w.inner.WriteFrames(frames)
+	w.wrote(n)
+	return n, err
+}
+
+func (w *Impaired) tryWriteInner(frames []Frame) (int, error) {
+	w.writing(frames)
+	n, err := w.polled.TryWriteFrames(frames)
+	w.wrote(n)
+	return n, err
 }
 
 // takeDown takes the next that have arrived out of the line, and reports whether there are any.
@@ -518,6 +541,12 @@ func (w *Impaired) Poll(f func(fd int) error) (bool, error) {
 
 // TryReadFrames implements Polled.
 func (w *Impaired) TryReadFrames(b *Batch) error {
+	err := w.tryReadFrames(b)
+	w.countRead(b)
+	return err
+}
+
+func (w *Impaired) tryReadFrames(b *Batch) error {
 	if !w.reading {
 		if !w.up.on.Load() {
 			return w.polled.TryReadFrames(b)
@@ -556,7 +585,7 @@ func (w *Impaired) tryGive(b *Batch) (over bool) {
 // TryWriteFrames implements Polled. While something is set it takes all frames.
 func (w *Impaired) TryWriteFrames(frames []Frame) (int, error) {
 	if !w.down.on.Load() {
-		return w.polled.TryWriteFrames(frames)
+		return w.tryWriteInner(frames)
 	}
 	if w.closed.Load() {
 		return 0, net.ErrClosed
@@ -568,7 +597,7 @@ func (w *Impaired) TryWriteFrames(frames []Frame) (int, error) {
 		if w.at == len(w.frames) && !w.takeDown() && !w.kept {
 			return len(frames), nil
 		}
-		n, err := w.polled.TryWriteFrames(w.frames[w.at:])
+		n, err := w.tryWriteInner(w.frames[w.at:])
 		w.at += n
 		if w.kept = err == ErrWait; err != nil {
 			return len(frames), err

@@ -287,4 +287,7 @@ func (d *daemon) tellAPI(out io.Writer) {
 	for _, a := range d.api {
 		fmt.Fprintf(out, "api http://%s, token in %s\n  vmnetd status --control %s\n", a.Addr(), a.file, shellQuote(a.String()+a.option))
 	}
+	for _, at := range d.qos.door() {
+		fmt.Fprintf(out, "qos http://%s/qos\n", at)
+	}
 }

@@ -20,7 +20,7 @@ type qosFlags struct {
 }
 
 func (f *qosFlags) add(fs *pflag.FlagSet) {
-	fs.StringVar(&f.at, "qos", "", "answer /qos as synthetic-network does, for its programs, at `tcp:127.0.0.1:PORT`: the bad line of all guests of the first network; every user of this machine can change it there")
+	fs.StringVar(&f.at, "qos", "", "answer /qos and /top as synthetic-network does, for its programs, at `tcp:127.0.0.1:PORT`: the bad line of all guests of the first network, and who talks to whom; every user of this machine can change it there")
 }
 
 // open takes the port, before guests are there, who are kept from it.

@@ -374,7 +374,7 @@ func (d *daemon) start(cfg backend.Config) (err error) {
 			return err
 		}
 	}
-	d.failed = make(chan error, len(d.doors)+len(d.api)+1)
+	d.failed = make(chan error, len(d.doors)+len(d.api)+2) // the control socket, and --qos
 	d.guests = make(chan struct{}, maxGuests())
 	d.idle = make(chan struct{})
 	var ctl context.Context
