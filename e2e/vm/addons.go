@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/vmnetd/vmnetd/lab/guest"
 )
 
 // ImageWith is Image with more modules of the cloud kernel, loaded at boot, and more programs, by where they go:
@@ -20,38 +22,38 @@ func ImageWith(ctx context.Context, logf func(format string, args ...any), progr
 	if err != nil {
 		return "", "", err
 	}
-	cache, err := cacheDir()
+	cache, err := guest.Cache()
 	if err != nil {
 		return "", "", err
 	}
 	made.Lock()
 	defer made.Unlock()
-	unlock, err := lock(ctx, filepath.Join(cache, "lock"))
+	unlock, err := guest.Lock(ctx, filepath.Join(cache, "lock"))
 	if err != nil {
 		return "", "", err
 	}
 	defer unlock()
-	deb, err := unpacked(ctx, cache, "linux-image-*-cloud-amd64_*", kernelPackage("amd64"), logf)
+	deb, err := guest.Unpacked(ctx, cache, "linux-image-*-cloud-amd64_*", guest.Newest("linux-image-cloud-amd64"), logf)
 	if err != nil {
 		return "", "", fmt.Errorf("kernel: %w", err)
 	}
-	dir, err := oneOf(deb, "lib/modules/*", "usr/lib/modules/*")
+	dir, err := guest.OneOf(deb, "lib/modules/*", "usr/lib/modules/*")
 	if err != nil {
 		return "", "", err
 	}
-	box, err := unpacked(ctx, cache, "busybox-static_*", func(apt) (string, error) { return "busybox-static", nil }, logf)
+	box, err := guest.Unpacked(ctx, cache, "busybox-static_*", guest.Named("busybox-static"), logf)
 	if err != nil {
 		return "", "", fmt.Errorf("busybox: %w", err)
 	}
-	busybox, err := oneOf(box, "bin/busybox", "usr/bin/busybox")
+	busybox, err := guest.OneOf(box, "bin/busybox", "usr/bin/busybox")
 	if err != nil {
 		return "", "", err
 	}
-	tree, err := openModules(dir, []string{busybox, "xzcat"})
+	tree, err := guest.OpenModules(dir, []string{busybox, "xzcat"})
 	if err != nil {
 		return "", "", err
 	}
-	load, err := tree.resolve(append(slices.Clone(guestModules), modules...)...)
+	load, err := tree.Resolve(append(slices.Clone(guestModules), modules...)...)
 	if err != nil {
 		return "", "", err
 	}
@@ -60,20 +62,20 @@ func ImageWith(ctx context.Context, logf func(format string, args ...any), progr
 }
 
 // extended is the initramfs at small with other modules and more programs.
-func extended(cache, small string, load []module, programs map[string][]byte) (initrd string, err error) {
+func extended(cache, small string, load []guest.Module, programs map[string][]byte) (initrd string, err error) {
 	// What comes later in an initramfs takes the place of what came before.
 	body, err := os.ReadFile(small)
 	if err != nil {
 		return "", err
 	}
 	out := bytes.NewBuffer(body)
-	a := archive{w: out}
-	a.modules(load)
+	a := guest.Archive{W: out}
+	a.Modules(load)
 	for _, name := range slices.Sorted(maps.Keys(programs)) {
-		a.program(name, programs[name])
+		a.Program(name, programs[name])
 	}
-	if err := a.close(); err != nil {
+	if err := a.Close(); err != nil {
 		return "", err
 	}
-	return keep(filepath.Join(cache, "images"), out.Bytes())
+	return guest.Keep(filepath.Join(cache, "images"), "initrd-", out.Bytes(), keepImages)
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+
+	"github.com/vmnetd/vmnetd/lab/guest"
 )
 
 // CardsImage is Image with Debian's general kernel, which has drivers of network cards that the cloud kernel has not:
@@ -16,56 +18,43 @@ func CardsImage(ctx context.Context, logf func(format string, args ...any), card
 	if err != nil {
 		return "", "", err
 	}
-	cache, err := cacheDir()
+	cache, err := guest.Cache()
 	if err != nil {
 		return "", "", err
 	}
 	made.Lock()
 	defer made.Unlock()
-	unlock, err := lock(ctx, filepath.Join(cache, "lock"))
+	unlock, err := guest.Lock(ctx, filepath.Join(cache, "lock"))
 	if err != nil {
 		return "", "", err
 	}
 	defer unlock()
-	deb, err := unpacked(ctx, cache, "linux-image-*[0-9]-amd64_*", generalKernel, logf)
+	deb, err := guest.Unpacked(ctx, cache, "linux-image-*[0-9]-amd64_*", guest.Newest("linux-image-amd64"), logf)
 	if err != nil {
 		return "", "", fmt.Errorf("kernel: %w", err)
 	}
-	if kernel, err = oneOf(deb, "boot/vmlinuz-*"); err != nil {
+	if kernel, err = guest.OneOf(deb, "boot/vmlinuz-*"); err != nil {
 		return "", "", err
 	}
-	modules, err := oneOf(deb, "lib/modules/*", "usr/lib/modules/*")
+	modules, err := guest.OneOf(deb, "lib/modules/*", "usr/lib/modules/*")
 	if err != nil {
 		return "", "", err
 	}
-	busybox, err := unpacked(ctx, cache, "busybox-static_*", func(apt) (string, error) { return "busybox-static", nil }, logf)
+	busybox, err := guest.Unpacked(ctx, cache, "busybox-static_*", guest.Named("busybox-static"), logf)
 	if err != nil {
 		return "", "", fmt.Errorf("busybox: %w", err)
 	}
-	if busybox, err = oneOf(busybox, "bin/busybox", "usr/bin/busybox"); err != nil {
+	if busybox, err = guest.OneOf(busybox, "bin/busybox", "usr/bin/busybox"); err != nil {
 		return "", "", err
 	}
-	tree, err := openModules(modules, []string{busybox, "xzcat"})
+	tree, err := guest.OpenModules(modules, []string{busybox, "xzcat"})
 	if err != nil {
 		return "", "", err
 	}
-	load, err := tree.resolve(append(cards, guestModules...)...)
+	load, err := tree.Resolve(append(cards, guestModules...)...)
 	if err != nil {
 		return "", "", err
 	}
 	initrd, err = extended(cache, small, load, nil)
 	return kernel, initrd, err
-}
-
-// generalKernel follows the package that always names the newest kernel to the one that holds it.
-func generalKernel(a apt) (string, error) {
-	out, err := run(a.ctx, a.dir, "apt-cache", append(a.options(), "depends", "linux-image-amd64")...)
-	if err != nil {
-		return "", err
-	}
-	m := dependsOnImage.FindSubmatch(out)
-	if m == nil {
-		return "", fmt.Errorf("apt knows no package linux-image-amd64")
-	}
-	return string(m[1]), nil
 }

@@ -3,18 +3,15 @@ package vm
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	_ "embed"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"strings"
 	"sync"
-	"time"
+
+	"github.com/vmnetd/vmnetd/lab/guest"
 )
 
 //go:embed init.sh
@@ -43,7 +40,7 @@ func Image(ctx context.Context, logf func(format string, args ...any)) (kernel, 
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
 		return "", "", fmt.Errorf("test guests are made on linux/amd64 only, this is %s/%s", runtime.GOOS, runtime.GOARCH)
 	}
-	cache, err := cacheDir()
+	cache, err := guest.Cache()
 	if err != nil {
 		return "", "", err
 	}
@@ -54,28 +51,28 @@ func Image(ctx context.Context, logf func(format string, args ...any)) (kernel, 
 		return made.kernel, made.initrd, nil
 	}
 	// Test packages run side by side: one of them fetches, the others find it done.
-	unlock, err := lock(ctx, filepath.Join(cache, "lock"))
+	unlock, err := guest.Lock(ctx, filepath.Join(cache, "lock"))
 	if err != nil {
 		return "", "", err
 	}
 	defer unlock()
 
-	deb, err := unpacked(ctx, cache, "linux-image-*-cloud-amd64_*", kernelPackage("amd64"), logf)
+	deb, err := guest.Unpacked(ctx, cache, "linux-image-*-cloud-amd64_*", guest.Newest("linux-image-cloud-amd64"), logf)
 	if err != nil {
 		return "", "", fmt.Errorf("kernel: %w", err)
 	}
-	box, err := unpacked(ctx, cache, "busybox-static_*", func(apt) (string, error) { return "busybox-static", nil }, logf)
+	box, err := guest.Unpacked(ctx, cache, "busybox-static_*", guest.Named("busybox-static"), logf)
 	if err != nil {
 		return "", "", fmt.Errorf("busybox: %w", err)
 	}
-	if kernel, err = oneOf(deb, "boot/vmlinuz-*"); err != nil {
+	if kernel, err = guest.OneOf(deb, "boot/vmlinuz-*"); err != nil {
 		return "", "", err
 	}
-	modules, err := oneOf(deb, "lib/modules/*", "usr/lib/modules/*")
+	modules, err := guest.OneOf(deb, "lib/modules/*", "usr/lib/modules/*")
 	if err != nil {
 		return "", "", err
 	}
-	busybox, err := oneOf(box, "bin/busybox", "usr/bin/busybox")
+	busybox, err := guest.OneOf(box, "bin/busybox", "usr/bin/busybox")
 	if err != nil {
 		return "", "", err
 	}
@@ -88,7 +85,7 @@ func Image(ctx context.Context, logf func(format string, args ...any)) (kernel, 
 	if err != nil {
 		return "", "", err
 	}
-	if initrd, err = keep(filepath.Join(cache, "images"), body); err != nil {
+	if initrd, err = guest.Keep(filepath.Join(cache, "images"), "initrd-", body, keepImages); err != nil {
 		return "", "", err
 	}
 	made.kernel, made.initrd = kernel, initrd
@@ -103,11 +100,11 @@ var made struct {
 // initramfs is not compressed: QEMU puts it into memory in no time, while an emulated processor
 // takes a tenth of the boot to unpack it.
 func initramfs(busybox, modules string, program []byte) ([]byte, error) {
-	tree, err := openModules(modules, []string{busybox, "xzcat"})
+	tree, err := guest.OpenModules(modules, []string{busybox, "xzcat"})
 	if err != nil {
 		return nil, err
 	}
-	load, err := tree.resolve(guestModules...)
+	load, err := tree.Resolve(guestModules...)
 	if err != nil {
 		return nil, err
 	}
@@ -116,20 +113,20 @@ func initramfs(busybox, modules string, program []byte) ([]byte, error) {
 		return nil, err
 	}
 	var out bytes.Buffer
-	a := archive{w: &out}
+	a := guest.Archive{W: &out}
 	for _, d := range []string{"bin", "sbin", "dev", "etc", "lib", "lib/modules", "proc", "run", "sys", "tmp"} {
-		a.dir(d)
+		a.Dir(d)
 	}
-	a.char("dev/console", 5, 1)
-	a.program("init", initScript)
-	a.program("bin/busybox", shell)
-	a.program("bin/guest", program)
-	a.program("etc/udhcpc", udhcpcScript)
-	a.link("etc/resolv.conf", "/run/resolv.conf")
-	a.file("etc/passwd", []byte("root::0:0:root:/:/bin/sh\n"))
-	a.file("etc/group", []byte("root:x:0:\n"))
-	a.modules(load)
-	if err := a.close(); err != nil {
+	a.Char("dev/console", 5, 1)
+	a.Program("init", initScript)
+	a.Program("bin/busybox", shell)
+	a.Program("bin/guest", program)
+	a.Program("etc/udhcpc", udhcpcScript)
+	a.Link("etc/resolv.conf", "/run/resolv.conf")
+	a.File("etc/passwd", []byte("root::0:0:root:/:/bin/sh\n"))
+	a.File("etc/group", []byte("root:x:0:\n"))
+	a.Modules(load)
+	if err := a.Close(); err != nil {
 		return nil, err
 	}
 	return out.Bytes(), nil
@@ -149,53 +146,4 @@ func buildGuest(ctx context.Context, cache string) ([]byte, error) {
 		return nil, fmt.Errorf("building the guest's program: %w: %s", err, bytes.TrimSpace(said))
 	}
 	return os.ReadFile(out)
-}
-
-// keep stores an image under its own hash, and drops the oldest ones.
-func keep(dir string, body []byte) (string, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(body)
-	path := filepath.Join(dir, "initrd-"+hex.EncodeToString(sum[:8]))
-	if _, err := os.Stat(path); err != nil {
-		if err := os.WriteFile(path+".new", body, 0o644); err != nil {
-			return "", err
-		}
-		if err := os.Rename(path+".new", path); err != nil {
-			return "", err
-		}
-	}
-	now := time.Now()
-	_ = os.Chtimes(path, now, now) // only for the order below
-	all, err := filepath.Glob(filepath.Join(dir, "initrd-*"))
-	if err != nil {
-		return "", err
-	}
-	age := func(p string) time.Time {
-		fi, err := os.Stat(p)
-		if err != nil {
-			return time.Time{}
-		}
-		return fi.ModTime()
-	}
-	slices.SortFunc(all, func(a, b string) int { return age(b).Compare(age(a)) })
-	for _, old := range all[min(len(all), keepImages):] {
-		_ = os.Remove(old) // only space is lost
-	}
-	return path, nil
-}
-
-// oneOf returns the first file that matches one of the patterns under root.
-func oneOf(root string, patterns ...string) (string, error) {
-	for _, p := range patterns {
-		m, err := filepath.Glob(filepath.Join(root, p))
-		if err != nil {
-			return "", err
-		}
-		if len(m) > 0 {
-			return m[0], nil
-		}
-	}
-	return "", fmt.Errorf("no %s in %s", strings.Join(patterns, " or "), root)
 }

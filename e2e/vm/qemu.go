@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/vmnetd/vmnetd/lab/guest"
 )
 
 // Version is QEMU's version.
@@ -39,9 +41,9 @@ func QEMU(ctx context.Context) (path string, v Version, err error) {
 	if path, err = exec.LookPath(name); err != nil {
 		return "", v, fmt.Errorf("no QEMU: %w (on Debian: apt-get install qemu-system-x86)", err)
 	}
-	out, err := run(ctx, "", path, "--version")
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
 	if err != nil {
-		return "", v, err
+		return "", v, fmt.Errorf("%s --version: %w", path, err)
 	}
 	v, err = parseVersion(string(out))
 	return path, v, err
@@ -94,7 +96,7 @@ func Accel(ctx context.Context, logf func(format string, args ...any)) (name, wh
 	if err != nil {
 		return "", "", err
 	}
-	cache, err := cacheDir()
+	cache, err := guest.Cache()
 	if err != nil {
 		return "", "", err
 	}
@@ -105,7 +107,7 @@ func Accel(ctx context.Context, logf func(format string, args ...any)) (name, wh
 	// Another host kernel, QEMU or guest kernel may do better: ask again.
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s|%s|%s|%s", host, path, version, kernel))
 	known := filepath.Join(cache, "accel-"+hex.EncodeToString(sum[:8]))
-	unlock, err := lock(ctx, filepath.Join(cache, "accel.lock"))
+	unlock, err := guest.Lock(ctx, filepath.Join(cache, "accel.lock"))
 	if err != nil {
 		return "", "", err
 	}
@@ -139,4 +141,9 @@ func tryKVM(ctx context.Context, kernel, initrd string) error {
 	}
 	defer g.Close()
 	return g.WaitReady(ctx)
+}
+
+func firstLine(err error) error {
+	s, _, _ := strings.Cut(err.Error(), "\n")
+	return errors.New(s)
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vmnetd/vmnetd/e2e/vm/channel"
+	"github.com/vmnetd/vmnetd/lab/guest"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,26 +46,26 @@ func umlImage(ctx context.Context, logf func(format string, args ...any)) (strin
 	if err != nil {
 		return "", err
 	}
-	cache, err := cacheDir()
+	cache, err := guest.Cache()
 	if err != nil {
 		return "", err
 	}
 	made.Lock()
 	defer made.Unlock()
-	unlock, err := lock(ctx, filepath.Join(cache, "lock"))
+	unlock, err := guest.Lock(ctx, filepath.Join(cache, "lock"))
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	dir, err := oneOf(umlModules, "*")
+	dir, err := guest.OneOf(umlModules, "*")
 	if err != nil {
 		return "", err
 	}
-	tree, err := openModules(dir, nil)
+	tree, err := guest.OpenModules(dir, nil)
 	if err != nil {
 		return "", err
 	}
-	load, err := tree.resolve("ipv6")
+	load, err := tree.Resolve("ipv6")
 	if err != nil {
 		return "", err
 	}

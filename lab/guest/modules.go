@@ -1,4 +1,4 @@
-package vm
+package guest
 
 import (
 	"bytes"
@@ -11,16 +11,16 @@ import (
 	"strings"
 )
 
-// moduleTree is the lib/modules/RELEASE folder of an unpacked kernel package. The package has no
+// Modules is the lib/modules/RELEASE folder of an unpacked kernel package. The package has no
 // modules.dep (depmod makes it at installation), so dependencies are read from the modules.
-type moduleTree struct {
+type Modules struct {
 	files   map[string]string // module name to path
 	builtin map[string]bool
 	unxz    []string // a command that turns xz on its input into bytes on its output
 }
 
-func openModules(dir string, unxz []string) (*moduleTree, error) {
-	t := &moduleTree{files: map[string]string{}, builtin: map[string]bool{}, unxz: unxz}
+func OpenModules(dir string, unxz []string) (*Modules, error) {
+	t := &Modules{files: map[string]string{}, builtin: map[string]bool{}, unxz: unxz}
 	b, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
 	if err != nil {
 		return nil, fmt.Errorf("kernel modules: %w", err)
@@ -52,16 +52,16 @@ func moduleName(path string) string {
 	return ""
 }
 
-// module is one that has to be loaded.
-type module struct {
-	name string
-	body []byte
+// Module is one that has to be loaded.
+type Module struct {
+	Name string
+	Body []byte
 }
 
-// resolve returns the wanted modules and all they depend on, in the order to load them. What is
+// Resolve returns the wanted modules and all they depend on, in the order to load them. What is
 // built into the kernel needs no loading.
-func (t *moduleTree) resolve(wanted ...string) ([]module, error) {
-	var order []module
+func (t *Modules) Resolve(wanted ...string) ([]Module, error) {
+	var order []Module
 	seen := map[string]bool{}
 	var visit func(name, by string) error
 	visit = func(name, by string) error {
@@ -78,7 +78,7 @@ func (t *moduleTree) resolve(wanted ...string) ([]module, error) {
 		if err != nil {
 			return fmt.Errorf("kernel module %s: %w", name, err)
 		}
-		deps, err := dependencies(body)
+		deps, err := Dependencies(body)
 		if err != nil {
 			return fmt.Errorf("kernel module %s: %w", name, err)
 		}
@@ -87,7 +87,7 @@ func (t *moduleTree) resolve(wanted ...string) ([]module, error) {
 				return err
 			}
 		}
-		order = append(order, module{name, body})
+		order = append(order, Module{name, body})
 		return nil
 	}
 	for _, w := range wanted {
@@ -99,7 +99,7 @@ func (t *moduleTree) resolve(wanted ...string) ([]module, error) {
 }
 
 // read gives the module itself: newer Debian kernels pack theirs with xz.
-func (t *moduleTree) read(path string) ([]byte, error) {
+func (t *Modules) read(path string) ([]byte, error) {
 	if !strings.HasSuffix(path, ".xz") {
 		return os.ReadFile(path)
 	}
@@ -113,8 +113,8 @@ func (t *moduleTree) read(path string) ([]byte, error) {
 	return cmd.Output()
 }
 
-// dependencies reads "depends=a,b" from a module's .modinfo, a list of strings that end in NUL.
-func dependencies(body []byte) ([]string, error) {
+// Dependencies reads "depends=a,b" from a module's .modinfo, a list of strings that end in NUL.
+func Dependencies(body []byte) ([]string, error) {
 	f, err := elf.NewFile(bytes.NewReader(body))
 	if err != nil {
 		return nil, err

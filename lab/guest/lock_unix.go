@@ -1,6 +1,6 @@
 //go:build unix
 
-package vm
+package guest
 
 import (
 	"context"
@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// lock holds a file's lock for this process until unlock; it is free when the process dies.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
+// Lock holds a file's lock for this process until unlock; it is free when the process dies.
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err

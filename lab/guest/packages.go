@@ -1,9 +1,8 @@
-package vm
+package guest
 
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,28 +13,28 @@ import (
 	"strings"
 )
 
-// cacheDir is where packages and images are kept: $VMNETD_CACHE, or vmnetd-e2e in the user's
-// cache folder.
-func cacheDir() (string, error) {
+// Cache is the folder of what is fetched and made, for this user: $VMNETD_CACHE, or vmnetd in the user's own.
+func Cache() (string, error) {
 	dir := os.Getenv("VMNETD_CACHE")
 	if dir == "" {
 		base, err := os.UserCacheDir()
 		if err != nil { // no HOME
-			base = os.TempDir()
+			base = filepath.Join(os.TempDir(), fmt.Sprintf("vmnetd-%d", os.Getuid()))
 		}
-		dir = filepath.Join(base, "vmnetd-e2e")
+		dir = filepath.Join(base, "vmnetd")
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err
 	}
+	// Programs come from here: nobody else may write to it.
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
-// unpacked returns the folder of an unpacked Debian package whose name matches the pattern, from
+// Unpacked returns the folder of an unpacked Debian package whose name matches the pattern, from
 // the cache, or from the mirror that apt knows when the cache has none. Nothing is installed, and
 // no rights are needed. name resolves the package's name and is asked only when it must be fetched.
-func unpacked(ctx context.Context, cache, pattern string, name func(apt) (string, error), logf func(string, ...any)) (string, error) {
+func Unpacked(ctx context.Context, cache, pattern string, name func(Apt) (string, error), logf func(string, ...any)) (string, error) {
 	have, err := filepath.Glob(filepath.Join(cache, "packages", pattern))
 	if err != nil {
 		return "", err
@@ -56,7 +55,7 @@ func unpacked(ctx context.Context, cache, pattern string, name func(apt) (string
 	defer os.RemoveAll(tmp)
 
 	// The machine's own lists first; they may be missing (a container) or too old for the mirror.
-	a := apt{ctx: ctx, dir: tmp}
+	a := Apt{ctx: ctx, dir: tmp}
 	deb, err := a.download(name, logf)
 	if err != nil {
 		logf("reading the mirror's package lists")
@@ -83,15 +82,15 @@ func unpacked(ctx context.Context, cache, pattern string, name func(apt) (string
 	return final, nil
 }
 
-// apt asks Debian's package tools, with the machine's own package lists or, where lists is set,
+// Apt asks Debian's package tools, with the machine's own package lists or, where lists is set,
 // with lists in a folder of ours.
-type apt struct {
+type Apt struct {
 	ctx   context.Context
 	dir   string // downloads go here
 	lists string
 }
 
-func (a apt) options() []string {
+func (a Apt) options() []string {
 	// A download as root into a folder of root's is right here; apt would warn about its sandbox.
 	o := []string{"-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=2"}
 	if a.lists != "" {
@@ -100,7 +99,7 @@ func (a apt) options() []string {
 	return o
 }
 
-func (a apt) update() error {
+func (a Apt) update() error {
 	for _, d := range []string{"lists/partial", "cache/archives/partial"} {
 		if err := os.MkdirAll(filepath.Join(a.lists, d), 0o755); err != nil {
 			return err
@@ -110,7 +109,7 @@ func (a apt) update() error {
 	return err
 }
 
-func (a apt) download(name func(apt) (string, error), logf func(string, ...any)) (string, error) {
+func (a Apt) download(name func(Apt) (string, error), logf func(string, ...any)) (string, error) {
 	pkg, err := name(a)
 	if err != nil {
 		return "", err
@@ -128,28 +127,31 @@ func (a apt) download(name func(apt) (string, error), logf func(string, ...any))
 
 var dependsOnImage = regexp.MustCompile(`(?m)^\s*Depends: (linux-image-\S+)$`)
 
-// kernelPackage follows the package that always names the newest cloud kernel to the one that
-// holds it.
-func kernelPackage(arch string) func(apt) (string, error) {
-	return func(a apt) (string, error) {
-		meta := "linux-image-cloud-" + arch
+// Newest follows a package that always names the newest kernel, as linux-image-cloud-amd64, to the one that holds it.
+func Newest(meta string) func(Apt) (string, error) {
+	return func(a Apt) (string, error) {
 		out, err := run(a.ctx, a.dir, "apt-cache", append(a.options(), "depends", meta)...)
 		if err != nil {
 			return "", err
 		}
 		m := dependsOnImage.FindSubmatch(out)
 		if m == nil {
-			return "", fmt.Errorf("apt knows no package %s: guests are made from Debian's cloud kernel", meta)
+			return "", fmt.Errorf("apt knows no package %s: guests are made from Debian's kernels", meta)
 		}
 		return string(m[1]), nil
 	}
+}
+
+// Named is for a package whose name is known.
+func Named(name string) func(Apt) (string, error) {
+	return func(Apt) (string, error) { return name, nil }
 }
 
 // run runs a command in dir; its error has the end of what the command complained about.
 func run(ctx context.Context, dir, name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
-	// apt's messages are read by kernelPackage.
+	// apt's messages are read by Newest.
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -167,7 +169,16 @@ func run(ctx context.Context, dir, name string, args ...string) ([]byte, error) 
 	return out, nil
 }
 
-func firstLine(err error) error {
-	s, _, _ := strings.Cut(err.Error(), "\n")
-	return errors.New(s)
+// OneOf returns the first file that matches one of the patterns under root.
+func OneOf(root string, patterns ...string) (string, error) {
+	for _, p := range patterns {
+		m, err := filepath.Glob(filepath.Join(root, p))
+		if err != nil {
+			return "", err
+		}
+		if len(m) > 0 {
+			return m[0], nil
+		}
+	}
+	return "", fmt.Errorf("no %s in %s", strings.Join(patterns, " or "), root)
 }
