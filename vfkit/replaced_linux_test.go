@@ -89,6 +89,12 @@ func TestRestartAtAnotherPort(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// It is given away before what it said is noted, as of when.
+		for end := time.Now().Add(patience); g.(*polledPeer).heard.Load() == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("it was not heard")
+			}
+		}
 		return g
 	}
 	age := func(g link.Link, by time.Duration) {
