@@ -61,6 +61,9 @@ func Attach(ctx context.Context, cfg Config) (*TAP, error) {
 	for _, s := range [][2]string{{"accept_dad", "0"}, {"router_solicitation_delay", "0"}, {"accept_ra", "2"}} { // also one that forwards
 		e.write("/proc/sys/net/ipv6/conf/"+cfg.Name+"/"+s[0], s[1])
 	}
+	if cfg.NoDefault {
+		e.write("/proc/sys/net/ipv6/conf/"+cfg.Name+"/accept_ra_defrtr", "0")
+	}
 	if cfg.Ping { // as wide as the namespace's groups allow; what is refused leaves what was
 		gid := strconv.Itoa(os.Getgid())
 		for _, r := range []string{"0 0", gid + " " + gid, "0 65535", "0 2147483647"} {
@@ -80,6 +83,7 @@ func Attach(ctx context.Context, cfg Config) (*TAP, error) {
 		unix.Close(fds[2])
 		return nil, &Error{Op: "set the TAP up", Err: err}
 	}
+	t.noDefault = cfg.NoDefault
 	t.Name, t.route, t.packet = cfg.Name, newNetlink(fds[1]), os.NewFile(uintptr(fds[2]), "packet")
 	if err := t.setUp(cfg); err != nil {
 		t.Close()
@@ -283,7 +287,15 @@ func (t *TAP) Addrs() ([]netip.Prefix, error) { return t.route.addrs(t.Index) }
 func (t *TAP) AddAddr(p netip.Prefix) error { return t.route.addAddr(t.Index, p, 0) }
 
 // AddRoute makes via, on the interface, the default route of its family.
-func (t *TAP) AddRoute(via netip.Addr) error { return t.route.addRoute(t.Index, via) }
+func (t *TAP) AddRoute(via netip.Addr) error { return t.AddRouteTo(everywhere(via), via) }
+
+// AddRouteTo makes via, which the interface must have an address beside, the way to a prefix.
+func (t *TAP) AddRouteTo(to netip.Prefix, via netip.Addr) error {
+	if !to.IsValid() || to.Addr().Is4() != via.Is4() {
+		return fmt.Errorf("netns: route to %s by %s: want two of one family", to, via)
+	}
+	return t.route.addRoute(t.Index, to, via, unix.RTPROT_STATIC)
+}
 
 // SetMTU changes the interface's MTU.
 func (t *TAP) SetMTU(n int) error {

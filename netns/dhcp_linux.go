@@ -125,8 +125,8 @@ func (c *client) apply(l, before Lease, life time.Duration) error {
 	if err := t.route.addAddr(t.Index, l.Addr, life); err != nil {
 		return &Error{Op: fmt.Sprintf("give %s the address %s", t.Name, l.Addr), Err: err}
 	}
-	if len(l.Routers) > 0 {
-		if err := t.route.addRoute(t.Index, l.Routers[0]); err != nil {
+	if len(l.Routers) > 0 && !t.noDefault {
+		if err := t.route.addRoute(t.Index, everywhere(l.Routers[0]), l.Routers[0], unix.RTPROT_DHCP); err != nil {
 			return &Error{Op: fmt.Sprintf("route by %s", l.Routers[0]), Err: err}
 		}
 	}

@@ -217,13 +217,24 @@ func (n *netlink) removeAddr(index int, p netip.Prefix) error {
 	return n.do(r, nil)
 }
 
-// addRoute makes via the default route.
-func (n *netlink) addRoute(index int, via netip.Addr) error {
-	m := unix.RtMsg{Family: family(via), Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_DHCP, Scope: unix.RT_SCOPE_UNIVERSE, Type: unix.RTN_UNICAST}
+// addRoute makes via the way to a prefix. by says who did (RTPROT_…).
+func (n *netlink) addRoute(index int, to netip.Prefix, via netip.Addr, by uint8) error {
+	m := unix.RtMsg{Family: family(via), Dst_len: uint8(to.Bits()), Table: unix.RT_TABLE_MAIN, Protocol: by, Scope: unix.RT_SCOPE_UNIVERSE, Type: unix.RTN_UNICAST}
 	r := newRequest(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, bytesOf(&m))
+	if to.Bits() > 0 {
+		r.attr(unix.RTA_DST, to.Masked().Addr().AsSlice())
+	}
 	r.attr(unix.RTA_GATEWAY, via.AsSlice())
 	r.attr32(unix.RTA_OIF, uint32(index))
 	return n.do(r, nil)
+}
+
+// everywhere is the prefix of the default route of an address's family.
+func everywhere(a netip.Addr) netip.Prefix {
+	if a.Is4() {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 }
 
 // addrs are an interface's addresses that may be used, link-local ones left out.

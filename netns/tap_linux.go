@@ -43,8 +43,11 @@ type TAP struct {
 	renew  chan struct{}
 	closed chan struct{}
 	gives  link.Offloads
-	once   sync.Once
-	done   error
+
+	noDefault bool
+
+	once sync.Once
+	done error
 
 	in  reader
 	out writer

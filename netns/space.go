@@ -1,0 +1,32 @@
+package netns
+
+import (
+	"os"
+	"syscall"
+)
+
+// SpaceOptions say what is in a Space. The zero value of each field has a meaning.
+type SpaceOptions struct {
+	// Hostname is what it calls itself; what the caller's does, if empty.
+	Hostname string
+	// Resolv and Hosts are the texts of its /etc/resolv.conf and /etc/hosts; if empty, they are the caller's.
+	Resolv, Hosts string
+	// Sysctls are set before there is any interface but lo. See Space.Sysctl.
+	Sysctls map[string]string
+}
+
+// Process is a program to start in a Space.
+type Process struct {
+	// Args are the program and its arguments. A program without a slash is looked for in Env's PATH.
+	Args []string
+	Env  []string // the caller's if nil; of two with one name the last counts
+	Dir  string   // the caller's if empty
+	// Files are its descriptors, from 0 on. One that is nil, or that is not there of the first three, is /dev/null.
+	Files []*os.File
+	// Session begins a session: the caller's terminal cannot stop it, nor all of what it starts. With Terminal, Files[0]
+	// is the controlling terminal of that.
+	Session, Terminal bool
+	// DeathSignal is what it gets when the caller's process ends, however that does, or when the Space is closed: none
+	// if 0. Its children do not get it.
+	DeathSignal syscall.Signal
+}
