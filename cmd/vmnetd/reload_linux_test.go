@@ -214,7 +214,7 @@ func TestReloadUnderTransfer(t *testing.T) {
 		defer c.Close()
 		conns = append(conns, c)
 	}
-	const rounds, size = 8, 1 << 20 // there and back, three times: 48 MB
+	const rounds, size = 8, 512 << 10 // there and back, three times: 24 MB, which the race detector makes seconds of
 	data := make([]byte, size)
 	rand.NewChaCha8([32]byte{1}).Read(data)
 	sent, got := sha256.New(), make([]interface{ Sum([]byte) []byte }, 3)
