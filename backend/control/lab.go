@@ -28,13 +28,11 @@ type Lab interface {
 
 // LabRequest is a lab's file.
 type LabRequest struct {
-	// File is its path: relative names in it are relative to its folder, and it is what the lab is known by.
+	// File is its path. It is what the lab is known by: of another file, a lab of the same name is refused.
 	File string `json:"file"`
-	Text string `json:"text"`
+	Text string `json:"text,omitempty"` // of the file; what is there, if empty
 	// Set are variables that stand above the file's own.
 	Set map[string]string `json:"set,omitempty"`
-	// Replace has another file's lab of the same name become this one, in place of refusing.
-	Replace bool `json:"replace,omitempty"`
 }
 
 // LabChanges are what a file has changed; none if the lab was so already.

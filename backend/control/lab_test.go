@@ -68,9 +68,9 @@ func TestLab(t *testing.T) {
 		}
 		asDescribed(t, resp.Request, resp, body)
 	}
-	req := LabRequest{File: "/x/lab.yaml", Text: "name: shop", Set: map[string]string{"n": "2"}, Replace: true}
+	req := LabRequest{File: "/x/lab.yaml", Text: "name: shop", Set: map[string]string{"n": "2"}}
 	got, err := r.c.ApplyLab(ctx, req)
-	if err != nil || len(got.Changes) != 1 || got.Changes[0].What != "node web1" || l.got.Set["n"] != "2" || !l.got.Replace {
+	if err != nil || len(got.Changes) != 1 || got.Changes[0].What != "node web1" || l.got.Set["n"] != "2" {
 		t.Errorf("%+v %v; the lab was asked for %+v", got, err, l.got)
 	}
 	b, _ := json.Marshal(LabRequest{File: "/x/lab.yaml", Text: "same"})
