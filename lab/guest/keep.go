@@ -43,16 +43,18 @@ func Keep(dir, prefix string, body []byte, most int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	age := func(p string) time.Time {
-		fi, err := os.Stat(p)
-		if err != nil {
-			return time.Time{}
-		}
-		return fi.ModTime()
-	}
-	slices.SortFunc(all, func(a, b string) int { return age(b).Compare(age(a)) })
+	slices.SortFunc(all, func(a, b string) int { return modified(b).Compare(modified(a)) })
 	for _, old := range all[min(len(all), most):] {
 		_ = os.Remove(old) // only space is lost
 	}
 	return path, nil
+}
+
+// modified is a file's time, the zero one if it has gone.
+func modified(path string) time.Time {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return time.Time{}
+	}
+	return fi.ModTime()
 }

@@ -98,6 +98,17 @@ func (t *Modules) Resolve(wanted ...string) ([]Module, error) {
 	return order, nil
 }
 
+// Known are those of names that there are, as modules or built in.
+func (t *Modules) Known(names ...string) []string {
+	var have []string
+	for _, n := range names {
+		if t.builtin[n] || t.files[n] != "" {
+			have = append(have, n)
+		}
+	}
+	return have
+}
+
 // read gives the module itself: newer Debian kernels pack theirs with xz.
 func (t *Modules) read(path string) ([]byte, error) {
 	if !strings.HasSuffix(path, ".xz") {
