@@ -16,6 +16,7 @@ const (
 	StateEnded    State = "ended"  // its command or machine has ended by itself, with status 0
 	StateFailed   State = "failed" // Error says why
 	StateStopping State = "stopping"
+	StateStopped  State = "stopped" // by hand
 )
 
 // Status is a running lab, as API and commands show it.
@@ -35,7 +36,8 @@ type NetworkStatus struct {
 	Uplink  bool         `json:"uplink"`
 	Prefix4 netip.Prefix `json:"prefix4,omitzero"`
 	Prefix6 netip.Prefix `json:"prefix6,omitzero"`
-	Since   time.Time    `json:"since"` // it is another one if this is
+	Since   time.Time    `json:"since"`           // it is another one if this is
+	Error   string       `json:"error,omitempty"` // why it is not there, or not as the file has it
 }
 
 // NodeStatus is a node's.
@@ -51,6 +53,7 @@ type NodeStatus struct {
 	Restarts   int               `json:"restarts,omitempty"`
 	ExitStatus *int              `json:"exit_status,omitempty"`
 	Interfaces []InterfaceStatus `json:"interfaces"`
+	Console    string            `json:"console,omitempty"` // a socket where it may be watched and typed at
 }
 
 // InterfaceStatus is an interface's.
