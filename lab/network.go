@@ -11,11 +11,13 @@ import (
 	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/lab/topology"
+	"github.com/vmnetd/vmnetd/policy"
 )
 
 // network is one of the lab's that runs.
 type network struct {
-	*backend.Network // Close ends all that is plugged in and waits for it
+	*backend.Network                // Close ends all that is plugged in and waits for it
+	policy           *policy.Policy // nil: the file has none, and backend's default is in force
 }
 
 // newNetwork starts the network of this name in l. Data of nodes with cloud-init is served in it from s. more, if not nil,
