@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 )
 
 // Source is a text of keys and values as Parse reads it, strict and bounded, and what is found wrong with it. Who reads
@@ -97,8 +99,32 @@ func (s *Source) Err() error {
 	return errors.Join(faults...)
 }
 
+// Sorted has faults that errors.Join joined in the order of their places.
+func Sorted(err error) error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return err
+	}
+	faults := slices.Clone(joined.Unwrap())
+	place := func(err error) (int, int) {
+		if e, ok := err.(*Error); ok && e.Line > 0 {
+			return e.Line, e.Column
+		}
+		return 1 << 30, 0
+	}
+	slices.SortStableFunc(faults, func(a, b error) int {
+		aLine, aColumn := place(a)
+		bLine, bColumn := place(b)
+		return cmp.Or(aLine-bLine, aColumn-bColumn)
+	})
+	return errors.Join(faults...)
+}
+
 // Full says that as many faults were found as are told: what takes time to say need not be said.
 func (s *Source) Full() bool { return len(s.faults) == maxFaults }
+
+// Faults is how many were found.
+func (s *Source) Faults() int { return len(s.faults) + s.more }
 
 // Fail adds a fault.
 func (s *Source) Fail(p Place, format string, args ...any) {
@@ -159,10 +185,20 @@ func (v Value) None() bool { return v.node == nil || v.node.Type() == ast.NullTy
 // Text is one value as it is written: 010 is no eight, and 2222:22 no number of minutes.
 func (v Value) Text() (string, bool) { return text(v.node) }
 
-// Block says that it is a text of several lines as they are, which begin in the line behind its Place.
-func (v Value) Block() bool {
+// Inside is where a line and a column, from 1, of the value's text stand: exactly in a block that has its lines as they are
+// (|), and else where the value does.
+func (s *Source) Inside(v Value, line, column int) Place {
+	at := v.Place()
 	l, ok := v.node.(*ast.LiteralNode)
-	return ok && strings.HasPrefix(l.Start.Value, "|")
+	if !ok || !strings.HasPrefix(l.Start.Value, "|") || line < 1 || at.Line+line > len(s.lines) {
+		return at
+	}
+	for _, first := range s.lines[at.Line:] { // its indentation is the first line's that has something
+		if text := strings.TrimLeft(first, " "); text != "" {
+			return Place{at.Line + line, len(first) - len(text) + max(column, 1)}
+		}
+	}
+	return at
 }
 
 // List says that it is a list.
@@ -175,7 +211,8 @@ func (v Value) List() bool {
 func (v Value) Keys() bool {
 	switch v.node.(type) {
 	case *ast.MappingNode, *ast.MappingValueNode:
-		return true
+		_, isText := v.Text()
+		return !isText
 	}
 	return false
 }
@@ -196,7 +233,8 @@ func (s *Source) Entries(v Value, what string, each func(key Value, name string,
 		values = m.Values
 	case *ast.MappingValueNode:
 		values = []*ast.MappingValueNode{m}
-	default:
+	}
+	if _, isText := v.Text(); isText || values == nil && !v.Keys() {
 		s.Fail(v.Place(), "%s: want keys with values, KEY: VALUE, not %s", what, v.Kind())
 		return
 	}
@@ -249,8 +287,33 @@ func text(n ast.Node) (string, bool) {
 		return x.Value.Value, true
 	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
 		return strings.TrimSpace(n.GetToken().Value), true
+	case *ast.MappingValueNode:
+		return joined(x)
 	}
 	return "", false
+}
+
+// joined is 2222:22 of {forward: [2222:22]}: a colon is one of a key only with a blank behind it (YAML 1.2 §7.3.3), but
+// between braces the library takes any for one.
+func joined(n *ast.MappingValueNode) (string, bool) {
+	plain := func(n ast.Node) (*token.Token, string, bool) {
+		if _, nested := n.(*ast.MappingValueNode); n == nil || nested {
+			return nil, "", false
+		}
+		s, ok := text(n)
+		t := n.GetToken()
+		return t, s, ok && t != nil && t.Position != nil && t.Indicator != token.QuotedScalarIndicator && t.Indicator != token.BlockScalarIndicator
+	}
+	k, key, ok := plain(n.Key)
+	v, value, ok2 := plain(n.Value)
+	if !ok || !ok2 || n.Start == nil || n.Start.Position == nil {
+		return "", false
+	}
+	at := *n.Start.Position
+	if k.Position.Line != at.Line || v.Position.Line != at.Line || v.Position.Column != at.Column+1 || k.Position.Column+utf8.RuneCountInString(key) != at.Column {
+		return "", false
+	}
+	return key + ":" + value, true
 }
 
 func kind(n ast.Node) string {
