@@ -307,9 +307,15 @@ func (c *Console) Tail(max int) []byte {
 	return buf[:n]
 }
 
-// LastLine is the last line that says something, without colours: for messages.
+// LastLine is the last line that says something, since the node was last started, without colours: for messages.
 func (c *Console) LastLine() string {
-	tail := c.Tail(consoleLine)
+	c.mu.Lock()
+	said := c.end - c.born
+	c.mu.Unlock()
+	if said == 0 {
+		return ""
+	}
+	tail := c.Tail(int(min(said, consoleLine)))
 	for len(tail) > 0 {
 		i := bytes.LastIndexByte(tail, '\n')
 		if s := plain(tail[i+1:]); s != "" {

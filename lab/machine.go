@@ -14,7 +14,8 @@ import (
 // machine is a node that runs, by its kind. The lab calls start once, then stop once, whatever start returned; the others
 // in between, by any goroutine.
 type machine interface {
-	// start makes the node with its interfaces plugged in, and returns when it runs: not when it is ready.
+	// start makes the node with its interfaces plugged in, and returns when it runs: not when it is ready. ctx bounds the
+	// call, not what it starts.
 	start(ctx context.Context) error
 	// begin runs what is to run in it once it is set up: a netns node's command. Others have nothing to do here. Of a node with
 	// Restart it is called again after ended was closed: ended is another channel then.
@@ -36,6 +37,9 @@ type machine interface {
 	// stop ends all of it and waits for that: processes, sockets, files. It is asked first, and killed when ctx ends.
 	stop(ctx context.Context) error
 }
+
+// doored is a machine that others plug in, at a door for each interface.
+type doored interface{ door(i int) string }
 
 // Command is one to run in a node.
 type Command struct {
