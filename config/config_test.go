@@ -112,6 +112,26 @@ pprof: true
 	}
 }
 
+// TestColons: a colon with nothing behind it is part of a value, between braces, too.
+func TestColons(t *testing.T) {
+	f, err := Parse("f", []byte(`networks: [{forward: [2222:22, "8080":80, 127.0.0.1:53:53/udp, {a:b}], resolver: [2001:db8::1, fd00::], net6: fd00::/64}]`))
+	if err == nil || !strings.Contains(err.Error(), "1:32: forward: want one value, not keys with values") || !strings.Contains(err.Error(), "1:65") || f != nil {
+		t.Errorf("%v, %v", f, err)
+	}
+	f, err = Parse("f", []byte(`networks: [{forward: [2222:22, 127.0.0.1:53:53/udp], resolver: [2001:db8::1, fd00::], net6: fd00::/64}]`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := f.Networks[0]; !reflect.DeepEqual(n.Forward, []string{"2222:22", "127.0.0.1:53:53/udp"}) || !reflect.DeepEqual(n.Resolver, []string{"2001:db8::1", "fd00::"}) || n.Net6 != "fd00::/64" {
+		t.Errorf("%+v", n)
+	}
+	for _, s := range f.Settings() {
+		if s.Value == "2222:22" && (s.Line != 1 || s.Column != 23) {
+			t.Errorf("%+v", s)
+		}
+	}
+}
+
 // TestEmpty: a file without anything is one.
 func TestEmpty(t *testing.T) {
 	for _, s := range []string{"", "# nothing\n", "---\n", "{}", "\ufeff"} {

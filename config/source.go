@@ -289,6 +289,10 @@ func text(n ast.Node) (string, bool) {
 		return strings.TrimSpace(n.GetToken().Value), true
 	case *ast.MappingValueNode:
 		return joined(x)
+	case *ast.MappingNode:
+		if len(x.Values) == 1 && x.Start != nil && x.Start.Value != "{" {
+			return joined(x.Values[0])
+		}
 	}
 	return "", false
 }

@@ -41,7 +41,8 @@ type Network struct {
 	Limits             map[string]string
 	NoHostLoopback     bool
 	StrictLeases       bool
-	// Impair, if not nil, is what each interface suffers that has none of its own.
+	// Impair, if not nil, is what each interface suffers that has none of its own. That of a Wire has nothing for Down: a
+	// frame suffers it once, as its sender's.
 	Impair *impair.Settings
 }
 
