@@ -78,6 +78,8 @@ var rooms = []room{
 		"a guest as tests want it: it sees a network as a guest does, by its wire, and never the backend behind it"},
 	{"backend/control", []string{"backend", "lab/topology", "impair", "capture", "policy", "guestlog", "flows", "portforward", "backend/link"}, []string{"backend/backendtest"},
 		"the only place that knows HTTP; what it shows it asks the backend for, so the stack can change under it"},
+	{"lab/topology", []string{"config", "impair", "flows", "dns", "policy", "portforward"}, nil,
+		"a file becomes a lab that is right in itself: what its words mean their own rooms say, and nothing is started, so no network"},
 	{"lab", []string{"lab/topology", "lab/guest", "impair", "backend", "backend/link", "netns", "qemu", "vfkit", "policy", "portforward", "flows", "dns"},
 		[]string{"backend/backendtest", "backend/guest", "lab/examples"},
 		"machines on networks, as a whole, in any program: it is to networks what cmd is, without flags, files of state or HTTP"},
