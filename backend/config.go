@@ -95,8 +95,8 @@ type Config struct {
 	// Memory, if not nil, is a target for the memory of the process. Networks may share it.
 	Memory *Memory
 
-	// NoUplink makes a plain switch of it: guests see one another's frames, whatever they are, and there is no gateway, no
-	// DHCP, DNS or advertisement, and no way out or in. Prefixes are not needed.
+	// NoUplink makes a plain switch of it (plain.go): guests see one another's frames, whatever they are, and there is no
+	// gateway, no DHCP, DNS or advertisement, and no way out or in. Prefixes are not needed.
 	NoUplink bool
 	// Wire joins exactly two guests without a switch: everything that one sends the other gets. It implies NoUplink.
 	Wire bool
@@ -134,8 +134,8 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Name == "" {
 		c.Name = "default"
 	}
-	if c.NoUplink || c.Wire {
-		return c, fmt.Errorf("network %s: one without an uplink is not there yet", c.Name)
+	if c.plain() {
+		return c.withoutUplink()
 	}
 	if !c.Prefix4.IsValid() {
 		c.Prefix4 = netip.MustParsePrefix("10.0.2.0/24")

@@ -92,6 +92,9 @@ func (a namedAddr) Network() string { return a.network }
 func (a namedAddr) String() string  { return a.address }
 
 func (n *Network) dial(ctx context.Context, proto string, dst, from netip.AddrPort, rule string) (c net.Conn, err error) {
+	if n.cfg.plain() {
+		return nil, ErrNoUplink
+	}
 	p, err := n.find(ctx, dst.Addr())
 	if err != nil {
 		return nil, err
@@ -160,6 +163,9 @@ type dialIn interface {
 
 // guestAddr is the address of the guest that is named, of from's family where it has both.
 func (n *Network) guestAddr(guest string, from netip.Addr) (netip.Addr, error) {
+	if n.cfg.plain() {
+		return netip.Addr{}, ErrNoUplink
+	}
 	if a, err := netip.ParseAddr(guest); err == nil {
 		if !n.cfg.Prefix4.Contains(a) && !n.cfg.Prefix6.Contains(a) {
 			if _, ok := n.seg.owner(a); !ok {

@@ -24,6 +24,28 @@ const (
 	cutAtOnce = 64
 )
 
+// mostTags is how many VLAN tags are looked behind: a provider's and a customer's (IEEE 802.1ad).
+const mostTags = 2
+
+// packet is where in the frame at hand its packet begins.
+type packet struct {
+	kind uint16 // its EtherType
+	ip   []byte // its beginning
+	at   int
+}
+
+// packetOf finds the packet of a frame that may have VLAN tags, by what follows its MACs.
+func packetOf(kind uint16, rest []byte) packet {
+	k := packet{kind, rest, ethLen}
+	for range mostTags {
+		if k.kind != etherVLAN && k.kind != etherQinQ || len(k.ip) < 4 {
+			break
+		}
+		k = packet{binary.BigEndian.Uint16(k.ip[2:]), k.ip[4:], k.at + 4}
+	}
+	return k
+}
+
 // finisher makes frames whole.
 type finisher struct {
 	arena  []byte
@@ -37,45 +59,54 @@ func (p *port) leaves() bool {
 }
 
 // finishAlone makes a frame whole that goes to anybody, and reports whether it could be.
-func (p *port) finishAlone(kind uint16, ip []byte, s link.Span) bool {
+func (p *port) finishAlone(k packet, s link.Span) bool {
 	if p.gives&link.Told == 0 {
-		p.sumUntold(kind, ip, s)
+		p.sumUntold(k, s)
 		return true
 	}
 	if p.offload.Kind != 0 { // who sends as much to all?
 		p.drop(flows.ReasonUnsupported)
 		return false
 	}
-	return p.sum(kind, ip, s)
+	return p.sum(k, s)
 }
 
 // finish makes a frame whole that goes to dst, or sends it on itself, in pieces. It reports whether it is to be carried
 // on as it lies now.
-func (p *port) finish(kind uint16, ip []byte, s link.Span, dst mac) bool {
+func (p *port) finish(k packet, s link.Span, dst mac) bool {
 	to := p.net.seg.at(dst)
 	if to == nil {
-		return p.finishAlone(kind, ip, s)
+		return p.finishAlone(k, s)
 	}
 	if to == p {
 		return true
 	}
+	return p.finishFor(k, s, to)
+}
+
+// finishFor is finish for a frame that goes to a port.
+func (p *port) finishFor(k packet, s link.Span, to *port) bool {
 	o := p.offload
 	told := p.gives&link.Told != 0
-	body := s.From(ethLen)
+	kind, ip, body := k.kind, k.ip, s.From(k.at)
 	if told && o.Kind == 0 {
-		return p.sum(kind, ip, s)
+		return p.sum(k, s)
+	}
+	mtu := to.mtu()
+	if told && p.net.cfg.plain() { // the sender's kernel knows what its segments are to be
+		mtu = to.carries
 	}
 	hl, th, total, ok := segmentOf(kind, ip, body)
 	v6 := kind == etherIPv6
-	if !told && (!ok || total <= to.mtu()) {
-		p.sumUntold(kind, ip, s)
+	if !told && (!ok || total <= mtu) {
+		p.sumUntold(k, s)
 		return true
 	}
 	if !ok || told && (o.Kind != kindOf(v6) || o.Size < leastSegment || o.Flags&link.OffloadSum == 0) {
 		p.drop(flows.ReasonMalformed) // no TCP, or in clothes that no kernel cuts
 		return false
 	}
-	most := to.mtu() - hl - th
+	most := mtu - hl - th
 	size := most
 	if told {
 		size = min(int(o.Size), most)
@@ -89,26 +120,27 @@ func (p *port) finish(kind uint16, ip []byte, s link.Span, dst mac) bool {
 	f := &p.finisher
 	if need := segmentsOf(v6) | link.Checksums; told && to.split.takes&need == need && size == int(o.Size) && body.Len() <= to.carries {
 		f.reset()
-		f.cut(p.batch, s.Upto(ethLen+total), ethLen+hl+th, 0, total-hl-th)
-		f.frames[0].SetOffload(link.Offload{Flags: link.OffloadSum, Kind: o.Kind, Size: o.Size, Header: uint16(ethLen + hl + th), SumStart: uint16(ethLen + hl), SumAt: 16})
-		head := f.frames[0].Head[link.Headroom+ethLen:]
+		f.cut(p.batch, s.Upto(k.at+total), k.at+hl+th, 0, total-hl-th)
+		f.frames[0].SetOffload(link.Offload{Flags: link.OffloadSum, Kind: o.Kind, Size: o.Size, Header: uint16(k.at + hl + th), SumStart: uint16(k.at + hl), SumAt: 16})
+		head := f.frames[0].Head[link.Headroom+k.at:]
 		putPseudo(head, head[hl:], v6, total-hl)
 		f.send(to, true)
 		return false
 	}
-	f.segments(p.batch, s, hl, th, total, size, v6, func() { f.send(to, false) })
+	f.segments(p.batch, s, k.at, hl, th, total, size, v6, func() { f.send(to, false) })
 	return false
 }
 
-// segments cuts a TCP segment to such of size bytes of payload, and calls send after each cutAtOnce of them.
-func (f *finisher) segments(b *link.Batch, s link.Span, hl, th, total, size int, v6 bool, send func()) {
+// segments cuts a TCP segment, whose packet is at at of s, to such of size bytes of payload, and calls send after each
+// cutAtOnce of them.
+func (f *finisher) segments(b *link.Batch, s link.Span, at, hl, th, total, size int, v6 bool, send func()) {
 	f.reset()
-	hdr := ethLen + hl + th
+	hdr := at + hl + th
 	payload := total - hl - th
 	for done := 0; done < payload || done == 0; {
 		n := min(size, payload-done)
 		head := f.cut(b, s, hdr, done, n)
-		ip := head[ethLen:]
+		ip := head[at:]
 		t := ip[hl:]
 		if v6 {
 			binary.BigEndian.PutUint16(ip[4:], uint16(th+n))
@@ -211,13 +243,17 @@ func (f *finisher) send(to *port, left bool) {
 }
 
 // sum does what a partial checksum still needs, where the frame lies.
-func (p *port) sum(kind uint16, ip []byte, s link.Span) bool {
+func (p *port) sum(k packet, s link.Span) bool {
 	o := p.offload
 	if o.Flags&link.OffloadSum == 0 {
 		return true
 	}
 	at := int(o.SumStart) + int(o.SumAt)
-	if !mayPutSum(kind, ip, int(o.SumStart)-ethLen, at-ethLen) || at+2 > s.Len() {
+	may := int(o.SumStart) >= ethLen // where nobody is judged by what it sends
+	if !p.net.cfg.plain() {
+		may = mayPutSum(k.kind, k.ip, int(o.SumStart)-k.at, at-k.at)
+	}
+	if !may || at+2 > s.Len() {
 		p.drop(flows.ReasonMalformed)
 		return false
 	}
@@ -227,8 +263,8 @@ func (p *port) sum(kind uint16, ip []byte, s link.Span) bool {
 	return true
 }
 
-// mayPutSum says whether a checksum from start to the packet's end belongs at at: where TCP's or UDP's is, or within a
-// datagram that is a tunnel's. A guest could else have us write over what it was judged by: its address, or the one that
+// mayPutSum says whether a checksum from start to the packet's end belongs at at: where TCP's or UDP's is, or within what
+// is a tunnel's. A guest could else have us write over what it was judged by: its address, or the one that
 // its ARP or its neighbour advertisement speaks of.
 func mayPutSum(kind uint16, ip []byte, start, at int) bool {
 	hl, proto := 0, byte(0)
@@ -246,13 +282,15 @@ func mayPutSum(kind uint16, ip []byte, start, at int) bool {
 		return at == hl+16
 	case header.UDPProtocolNumber:
 		return at == hl+6 || at >= hl+header.UDPMinimumSize
+	case 4, 41, 47: // IPv4, IPv6 and GRE in IP: what the outer header says is judged, and no more
+		return start >= hl+4 // GRE's least header (RFC 2784 §2.1)
 	}
 	return false
 }
 
 // sumUntold writes the checksum of a TCP or UDP packet anew: it may be partial, and nothing tells.
-func (p *port) sumUntold(kind uint16, ip []byte, s link.Span) {
-	body := s.From(ethLen)
+func (p *port) sumUntold(k packet, s link.Span) {
+	kind, ip, body := k.kind, k.ip, s.From(k.at)
 	for _, t := range []struct {
 		proto tcpip.TransportProtocolNumber
 		at    int

@@ -24,8 +24,8 @@ func finished(t testing.TB, f link.Frame) (out []link.Frame) {
 		t.Fatalf("%+v for a frame of %d bytes", f.Offload(), len(raw))
 	}
 	if f.Offload().Kind == 0 {
-		p := &port{batch: &b, offload: f.Offload()}
-		if !p.sum(binary.BigEndian.Uint16(raw[12:]), raw[ethLen:min(len(raw), headLen)], s) {
+		p := &port{net: &Network{}, batch: &b, offload: f.Offload()}
+		if !p.sum(packetOf(binary.BigEndian.Uint16(raw[12:]), raw[ethLen:min(len(raw), headLen)]), s) {
 			t.Fatal("no sum")
 		}
 		return []link.Frame{link.NewFrame(b.AppendTo(nil, s))}
@@ -36,7 +36,7 @@ func finished(t testing.TB, f link.Frame) (out []link.Frame) {
 		t.Fatalf("%v: %+v", ok, f.Offload())
 	}
 	var fin finisher
-	fin.segments(&b, s, hl, th, total, int(f.Offload().Size), kind == etherIPv6, func() {
+	fin.segments(&b, s, ethLen, hl, th, total, int(f.Offload().Size), kind == etherIPv6, func() {
 		for _, x := range fin.frames {
 			out = append(out, link.NewFrame(x.AppendTo(nil)))
 		}
@@ -121,7 +121,7 @@ func FuzzFinish(f *testing.F) {
 		p.gives, p.offload = link.Told|link.Checksums|link.Segments, o
 		s := p.batch.Frames[0]
 		h := p.batch.Head(s, headLen, p.scratch[:])
-		on := !p.leaves() || p.finish(binary.BigEndian.Uint16(h[12:]), h[ethLen:], s, mac{2, 0, 0, 0, 0, 2})
+		on := !p.leaves() || p.finish(packetOf(binary.BigEndian.Uint16(h[12:]), h[ethLen:]), s, mac{2, 0, 0, 0, 0, 2})
 		items := to.queue.grab(nil)
 		if on && len(items) > 0 {
 			t.Fatal("sent on and to be carried on")

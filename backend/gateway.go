@@ -61,9 +61,69 @@ func (p *port) fromGuest(s link.Span) {
 	}
 }
 
+// fromAnybody carries one frame of a port that may be anybody but the gateway (PortConfig.Promiscuous): what a guest may not
+// say to another it may.
+func (p *port) fromAnybody(s link.Span) {
+	h := p.batch.Head(s, headLen, p.scratch[:])
+	if len(h) < ethLen {
+		p.drop(flows.ReasonMalformed)
+		return
+	}
+	n := p.net
+	dst, src := macOf(h), macOf(h[6:])
+	if src != p.lastMAC || !p.lastOwn {
+		switch {
+		case src.isMulticast():
+			p.drop(flows.ReasonMalformed)
+			return
+		case src == n.gatewayMAC:
+			p.drop(flows.ReasonSpoofed)
+			return
+		}
+		if p.lastMAC, p.lastOwn = src, n.seg.learnMAC(p, src); p.lastOwn {
+			p.isKnown()
+			n.dhcp.Attach(p.id, dhcp.MAC(src))
+		}
+	}
+	kind := binary.BigEndian.Uint16(h[12:])
+	body, ip := s.From(ethLen), h[ethLen:]
+	a := sourceOf(kind, ip)
+	if n.isOurs(a) {
+		p.drop(flows.ReasonSpoofed)
+		return
+	}
+	if p.lastOwn && n.onLink(a) && n.mayBe(p, a, src) == flows.ReasonNone {
+		n.seg.learnAddr(p, a, src) // it is another's, or now known to be here
+	}
+	if dst == n.gatewayMAC || dst.isMulticast() {
+		if p.toServices(kind, ip, body, src) {
+			return
+		}
+	}
+	switch {
+	case dst == n.gatewayMAC:
+		p.toStack(kind, ip, body)
+	case dst.isMulticast():
+		if !p.leaves() || p.finishAlone(packetOf(kind, ip), s) {
+			n.seg.flood(p, p.batch, s)
+		}
+	default:
+		if !p.leaves() || p.finish(packetOf(kind, ip), s, dst) {
+			if !p.tooLong(kind, ip, body, dst) {
+				n.seg.forward(p, p.batch, s, dst)
+			}
+		}
+	}
+}
+
 // toOther carries a frame to another guest.
 func (p *port) toOther(kind uint16, ip []byte, s link.Span, dst mac) {
-	if !p.mayGo(s) || p.leaves() && !p.finish(kind, ip, s, dst) {
+	if p.net.seg.copies.Load() != nil {
+		if to := p.net.seg.at(dst); to != nil && to.role != ordinary {
+			return // it has its copy, whatever keeps others apart
+		}
+	}
+	if !p.mayGo(s) || p.leaves() && !p.finish(packetOf(kind, ip), s, dst) {
 		return
 	}
 	if !p.tooLong(kind, ip, s.From(ethLen), dst) {
@@ -73,7 +133,7 @@ func (p *port) toOther(kind uint16, ip []byte, s link.Span, dst mac) {
 
 // toOthers carries a frame to all other guests.
 func (p *port) toOthers(kind uint16, ip []byte, s link.Span) {
-	if p.mayGo(s) && (!p.leaves() || p.finishAlone(kind, ip, s)) {
+	if p.mayGo(s) && (!p.leaves() || p.finishAlone(packetOf(kind, ip), s)) {
 		p.net.seg.flood(p, p.batch, s)
 	}
 }
@@ -103,10 +163,8 @@ func (p *port) mayUse(src mac) bool {
 		return false
 	}
 	p.lastMAC, p.lastOwn = src, p.net.seg.learnMAC(p, src)
-	if p.lastOwn && !p.known {
-		p.known = true
-		p.limit()
-		p.impair()
+	if p.lastOwn {
+		p.isKnown()
 	}
 	if !p.lastOwn && p.net.cfg.StrictLeases {
 		p.drop(flows.ReasonSpoofed)
@@ -122,20 +180,35 @@ func (p *port) mayUse(src mac) bool {
 	return true
 }
 
-// mayShow says whether the port may be the address that the packet says it comes from, and notes that it is there.
-func (p *port) mayShow(kind uint16, ip []byte, src mac) bool {
-	var a netip.Addr
-	fam := 0
+// sourceOf is the address that a packet says it comes from; the zero Addr if it says none.
+func sourceOf(kind uint16, ip []byte) netip.Addr {
 	switch {
 	case kind == etherIPv4 && len(ip) >= header.IPv4MinimumSize:
-		a = netip.AddrFrom4([4]byte(ip[12:16]))
+		return netip.AddrFrom4([4]byte(ip[12:16]))
 	case kind == etherARP && len(ip) >= header.ARPSize:
-		a = netip.AddrFrom4([4]byte(ip[14:18]))
+		return netip.AddrFrom4([4]byte(ip[14:18]))
 	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize:
-		a = netip.AddrFrom16([16]byte(ip[8:24]))
-		fam = 1
-	default:
+		return netip.AddrFrom16([16]byte(ip[8:24]))
+	}
+	return netip.Addr{}
+}
+
+// onLink says whether an address is of the guests' own network, and one station's.
+func (n *Network) onLink(a netip.Addr) bool {
+	c := &n.cfg
+	return c.Prefix4.Contains(a) && a != c.Prefix4.Addr() && a != Broadcast4(c.Prefix4) ||
+		c.Prefix6.Contains(a) || a.Is6() && a.IsLinkLocalUnicast()
+}
+
+// mayShow says whether the port may be the address that the packet says it comes from, and notes that it is there.
+func (p *port) mayShow(kind uint16, ip []byte, src mac) bool {
+	a := sourceOf(kind, ip)
+	if !a.IsValid() {
 		return true // shown nothing
+	}
+	fam := 0
+	if a.Is6() {
+		fam = 1
 	}
 	gen := p.net.seg.gen.Load() // a lease that ended takes the address from whom showed it
 	if a == p.lastSrc[fam] && src == p.lastSrcMAC[fam] && gen == p.lastSrcGen[fam] {
@@ -150,9 +223,7 @@ func (p *port) mayShow(kind uint16, ip []byte, src mac) bool {
 		}
 		return false
 	}
-	onLink := c.Prefix4.Contains(a) && a != c.Prefix4.Addr() && a != Broadcast4(c.Prefix4) ||
-		c.Prefix6.Contains(a) || a.Is6() && a.IsLinkLocalUnicast()
-	if !onLink { // a guest that routes for others behind it; or 0.0.0.0 and :: before it has an address
+	if !p.net.onLink(a) { // a guest that routes for others behind it; or 0.0.0.0 and :: before it has an address
 		return true
 	}
 	if !p.net.seg.learnAddr(p, a, src) {
@@ -185,7 +256,7 @@ func (p *port) toServices(kind uint16, ip []byte, body link.Span, src mac) bool 
 		case u.DestinationPort() == 67: // to a DHCP server (RFC 2131 §4.1)
 			p.queueDHCP(body, src, netip.AddrFrom4(h.SourceAddress().As4()), int(h.HeaderLength())+header.UDPMinimumSize, u)
 			return true
-		case u.SourcePort() == 67 && u.DestinationPort() == 68:
+		case u.SourcePort() == 67 && u.DestinationPort() == 68 && p.role == ordinary:
 			p.drop(flows.ReasonSpoofed)
 			return true
 		}
@@ -204,7 +275,7 @@ func (p *port) toServices(kind uint16, ip []byte, body link.Span, src mac) bool 
 			case u.DestinationPort() == 547: // to a DHCPv6 server (RFC 8415 §7.2)
 				p.queueDHCP(body, src, netip.AddrFrom16(h.SourceAddress().As16()), header.IPv6MinimumSize+header.UDPMinimumSize, u)
 				return true
-			case u.SourcePort() == 547 && u.DestinationPort() == 546:
+			case u.SourcePort() == 547 && u.DestinationPort() == 546 && p.role == ordinary:
 				p.drop(flows.ReasonSpoofed)
 				return true
 			}

@@ -177,7 +177,7 @@ walk:
 			}
 			target := netip.AddrFrom16([16]byte(b[8:24]))
 			o, ok := p.net.seg.owner(target)
-			if p.net.isOurs(target) || ok && o.port != p || !ok && p.net.cfg.StrictLeases && !target.IsLinkLocalUnicast() {
+			if p.net.isOurs(target) || ok && o.port != p && !(o.mac == p.lastMAC && o.mac.isVirtual()) || !ok && p.net.cfg.StrictLeases && !target.IsLinkLocalUnicast() {
 				return flows.ReasonSpoofed
 			}
 		}

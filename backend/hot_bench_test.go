@@ -55,7 +55,7 @@ func plugHot(t testing.TB, n *Network, count int) []*port {
 	var ps []*port
 	for range count {
 		_, far := link.Pipe(1)
-		p, err := n.newPort(n.ctx, far, far, "hot")
+		p, err := n.newPort(n.ctx, far, far, PortConfig{Name: "hot"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -106,6 +106,18 @@ func (t *impairTable) apply(p *port) {
 	t.force[p] = s
 }
 
+// impairs has the port's own settings, of before it is known whose it is.
+func (p *port) impairs(s *impair.Settings) {
+	if s == nil {
+		return
+	}
+	own := *s
+	t := &p.net.impairs
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wires[p] = &own
+}
+
 // unimpair forgets a port that has ended.
 func (p *port) unimpair() {
 	t := &p.net.impairs

@@ -13,6 +13,7 @@ type GuestInfo struct {
 	Addrs     []netip.Addr      `json:"addresses"`      // seen in use or leased, IPv4 first
 	MTU       int               `json:"mtu,omitempty"`  // largest packet that it has shown to take; absent: not known yet
 	Link      string            `json:"link"`           // how it is attached: "qemu unix:/run/…"
+	Port      string            `json:"port,omitempty"` // "promiscuous" or "mirror": it gets every frame
 	Since     time.Time         `json:"since"`          //
 	Flows     int               `json:"flows"`          //
 	RxFrames  uint64            `json:"rx_frames"`      // from the guest
@@ -37,6 +38,8 @@ type Status struct {
 	LargeMTU   int               `json:"large_mtu,omitempty"`  // what those are offered whose NIC carries it
 	LargeNICs  bool              `json:"large_nics,omitempty"` // that is all of them
 	GatewayMAC string            `json:"gateway_mac"`
+	NoUplink   bool              `json:"no_uplink,omitempty"`     // a plain switch: no gateway, no services, no way out
+	Wire       bool              `json:"wire,omitempty"`          // or a wire between two guests
 	Isolate    bool              `json:"isolate,omitempty"`       // guests are kept from one another
 	Strict     bool              `json:"strict_leases,omitempty"` // guests are who they were leased, or nobody
 	Routes     []netip.Prefix    `json:"routes,omitempty"`        // all that they may reach; absent: everything

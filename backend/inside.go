@@ -112,6 +112,9 @@ func (n *Network) HTTPClient() *http.Client {
 
 // listenOn finds out where, and has bind do it; port 0 is tried until bind finds one free.
 func (n *Network) listenOn(network, address, kind string, bind func([]netip.AddrPort) error) ([]netip.AddrPort, error) {
+	if n.cfg.plain() {
+		return nil, ErrNoUplink
+	}
 	addrs, port, err := n.listenAddrs(network, address, kind)
 	if err != nil {
 		return nil, err

@@ -601,6 +601,9 @@ func (l *loop) sendACKs() error {
 	}()
 	l.p.split.reset()
 	l.acks.releaseAll(l.cut)
+	if to := l.p.net.seg.copies.Load(); to != nil {
+		l.p.copyDown(*to, l.p.split.frames)
+	}
 	l.next, l.writing = 0, true
 	return l.write()
 }

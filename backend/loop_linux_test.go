@@ -64,7 +64,7 @@ func TestLoopReadsWhileItWrites(t *testing.T) {
 	w := newGapless(t)
 	defer unix.Close(w.fds[0])
 	defer unix.Close(w.fds[1])
-	p, err := n.newPort(context.Background(), w, w, "gapless")
+	p, err := n.newPort(context.Background(), w, w, PortConfig{Name: "gapless"})
 	if err != nil || p.loop == nil {
 		t.Fatalf("no loop: %v", err)
 	}
@@ -97,7 +97,7 @@ func TestLoopTimerIsSeen(t *testing.T) {
 	w := newGapless(t)
 	defer unix.Close(w.fds[0])
 	defer unix.Close(w.fds[1])
-	p, err := n.newPort(context.Background(), w, w, "gapless")
+	p, err := n.newPort(context.Background(), w, w, PortConfig{Name: "gapless"})
 	if err != nil || p.loop == nil {
 		t.Fatalf("no loop: %v", err)
 	}

@@ -54,6 +54,9 @@ func (p *port) ndp(h header.IPv6, m header.ICMPv6, body link.Span, src mac) bool
 		p.sendFrame(p.net.advertisement(p.net.router6.Load(), p.advertisedMTU(), from, src))
 		return false // a guest that routes may hear it too
 	case header.ICMPv6RouterAdvert, header.ICMPv6RedirectMsg:
+		if p.role == promiscuous {
+			return false
+		}
 		p.drop(flows.ReasonSpoofed)
 		return true
 	case header.ICMPv6NeighborSolicit:

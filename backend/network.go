@@ -65,6 +65,7 @@ type Network struct {
 
 	mu     sync.Mutex
 	closed bool
+	ends   int // of a wire, that are taken
 }
 
 // comingAtOnce is how many guests are let in at a time; the others wait their turn. A stack takes a processor for a tenth
@@ -87,7 +88,11 @@ func New(c Config) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{cfg: c, log: c.Logger.With("network", c.Name),
-		guestLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), bugLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), since: time.Now(), coming: make(chan struct{}, comingAtOnce), gatewayMAC: macOf(c.GatewayMAC), linkLocal: linkLocal(c.GatewayMAC)}
+		guestLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), bugLog: slog.New(guestlog.New(c.Logger.Handler())).With("network", c.Name), since: time.Now(), coming: make(chan struct{}, comingAtOnce), gatewayMAC: macOf(c.GatewayMAC)}
+	if !c.plain() {
+		n.linkLocal = linkLocal(c.GatewayMAC)
+	}
+	n.seg.moves = c.plain()
 	n.seg.init(n.shown)
 	if err := n.limits.init(&c); err != nil {
 		return nil, err
@@ -107,10 +112,12 @@ func New(c Config) (*Network, error) {
 	if err := n.startServices(); err != nil {
 		return nil, err
 	}
-	n.forwards = portforward.New(portforward.Config{Guest: n, Logger: n.log, Present: n.present, Allow: n.cfg.AllowForward, Changed: n.forwardEvent})
+	n.forwards = portforward.New(portforward.Config{Guest: n, Logger: n.log, Present: n.present, Allow: n.allowForward, Changed: n.forwardEvent})
 	n.ctx, n.stop = context.WithCancel(context.Background())
-	n.router6.Store(n.hasRoute6())
-	n.goes(n.advertise)
+	if !c.plain() {
+		n.router6.Store(n.hasRoute6())
+		n.goes(n.advertise)
+	}
 	n.goes(n.tend)
 	if c.Memory != nil {
 		c.Memory.join(n)
@@ -140,7 +147,9 @@ func (n *Network) tend() {
 	defer look.Stop()
 	var w watch
 	var h health
-	n.look(&h)
+	if !n.cfg.plain() {
+		n.look(&h)
+	}
 	for {
 		select {
 		case <-n.ctx.Done():
@@ -154,6 +163,9 @@ func (n *Network) tend() {
 			w.look(n)
 			continue
 		case <-t.C:
+		}
+		if n.cfg.plain() {
+			continue
 		}
 		n.each("sweep", func(p *port) { p.udp.sweep() })
 		n.inside.sweep()
@@ -182,10 +194,12 @@ func (n *Network) save() {
 // ends is not an error. It closes l.
 func (n *Network) ServePort(ctx context.Context, l link.Link, c PortConfig) (err error) {
 	name := c.Name
-	if c.Promiscuous || c.Mirror || c.Impair != nil {
+	free, err := n.takeEnd()
+	if err != nil {
 		l.Close()
-		return errors.New("a port that is promiscuous, a mirror or impaired by itself is not there yet")
+		return err
 	}
+	defer free()
 	tap := capture.Around(l)
 	l = tap
 	wire := l
@@ -213,7 +227,7 @@ func (n *Network) ServePort(ctx context.Context, l link.Link, c PortConfig) (err
 	}
 	come := sync.OnceFunc(func() { <-n.coming })
 	defer come()
-	p, err := n.newPort(ctx, l, wire, name)
+	p, err := n.newPort(ctx, l, wire, c)
 	if err != nil {
 		l.Close()
 		return err
@@ -232,7 +246,9 @@ func (n *Network) ServePort(ctx context.Context, l link.Link, c PortConfig) (err
 	if c.Plugged != nil {
 		c.Plugged(p.id)
 	}
-	p.advertise(n.router6.Load()) // a guest that comes back over a new wire does not ask again
+	if p.stack != nil {
+		p.advertise(n.router6.Load()) // a guest that comes back over a new wire does not ask again
+	}
 	p.log.Info("guest plugged in", "link", name)
 	n.note(EventGuestIn, p.id, name, "plugged in at %s", name)
 	err = p.run()
@@ -326,7 +342,7 @@ func (n *Network) Guests() []GuestInfo {
 
 func (p *port) info() GuestInfo {
 	g := GuestInfo{
-		ID: p.id, Link: p.name, Since: p.since, Addrs: []netip.Addr{},
+		ID: p.id, Link: p.name, Port: p.role.String(), Since: p.since, Addrs: []netip.Addr{},
 		RxFrames: p.rxFrames.Load(), RxBytes: p.rxBytes.Load(), TxFrames: p.txFrames.Load(), TxBytes: p.txBytes.Load(),
 		MTU: int(p.declared.Load()), Queued: int(p.queue.bytes.Load()), QueueSize: int(p.queue.limit.Load()), Dropped: p.dropped(),
 	}
@@ -374,10 +390,14 @@ func (n *Network) Status() Status {
 	s := Status{
 		Name: c.Name, Prefix4: c.Prefix4, Gateway4: c.Gateway4, DNS4: c.DNS4,
 		Prefix6: c.Prefix6, Gateway6: c.Gateway6, DNS6: c.DNS6, MTU: c.MTU, LargeMTU: c.LargeMTU, LargeNICs: c.LargeNICs, GatewayMAC: c.GatewayMAC.String(),
-		Isolate: c.Isolate, Strict: c.StrictLeases, Routes: c.Routes,
+		NoUplink: c.NoUplink, Wire: c.Wire, Isolate: c.Isolate, Strict: c.StrictLeases, Routes: c.Routes,
 		Since: n.since, Guests: len(n.seg.all()), Flows: n.flows.Len(), FlowsTotal: n.flows.Opened(),
 		Refused: n.flows.Counts(), Router6: n.router6.Load(), Ping4: "ok", Ping6: "ok", Resolvers: []string{},
 		Warnings: n.warned.list(),
+	}
+	if c.plain() {
+		s.Ping4, s.Ping6 = ErrNoUplink.Error(), ErrNoUplink.Error()
+		return s
 	}
 	if p, ok := c.Egress.(egress.Pinger); ok {
 		e4, e6 := p.PingAllowed()

@@ -33,7 +33,6 @@ type lot struct {
 
 // add notes that the frame at f goes from p to another guest.
 func (o *onward) add(p, to *port, f link.Span) {
-	p.elsewhere++
 	for i := range o.lots[:o.n] {
 		if l := &o.lots[i]; l.to == to {
 			l.spans = append(l.spans, f)

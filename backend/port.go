@@ -36,6 +36,7 @@ type port struct {
 	net     *Network
 	id      string
 	name    string // how it is attached
+	role    role
 	link    link.Link
 	log     *slog.Logger
 	since   time.Time
@@ -43,9 +44,10 @@ type port struct {
 	carries int // the largest IP packet that the wire does
 	nic     *nic
 	stack   *stack.Stack
-	loop    *loop           // nil on the plain path
-	bad     *link.Impaired  // link, by another name
-	ctx     context.Context // ends with the port
+	loop    *loop                // nil on the plain path
+	far     atomic.Pointer[port] // the other end of a wire
+	bad     *link.Impaired       // link, by another name
+	ctx     context.Context      // ends with the port
 	stop    context.CancelFunc
 	come    func() // lets the next guest in, once; may be nil
 
@@ -77,6 +79,7 @@ type port struct {
 	lastMAC    mac
 	known      bool          // it has shown one, and what is its own by that MAC is in force
 	lastOwn    bool          // lastMAC is this port's
+	lastMACGen uint64        // the segment's then, where MACs move (plain.go)
 	warned     bool          // of its MAC
 	warnedAddr bool          // of its address
 	lastSrc    [2]netip.Addr // by family
@@ -89,6 +92,7 @@ type port struct {
 
 	// Of the writer only.
 	split   splitter
+	copier  finisher
 	lastDst netip.Addr
 	lastTo  mac
 	lastGen uint64
@@ -104,8 +108,12 @@ type port struct {
 const headLen = ethLen + 60 + 60
 
 // newPort makes the port of a guest that l carries. wire says what frames it gives and takes; l is around it, or it.
-func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (*port, error) {
-	p := &port{net: n, name: name, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue), bug: make(chan struct{})}
+func (n *Network) newPort(ctx context.Context, l, wire link.Link, c PortConfig) (*port, error) {
+	role, err := c.check(&n.cfg)
+	if err != nil {
+		return nil, err
+	}
+	p := &port{net: n, name: c.Name, role: role, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue), bug: make(chan struct{})}
 	p.id = fmt.Sprintf("g%d", n.nextGuest.Add(1))
 	p.bad, _ = link.Impair(l, nil) // nothing that could be refused
 	p.bad.Counts(&n.impairs.tally)
@@ -116,21 +124,26 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 	p.setLimits(n.flows.Limits())
 	p.nic = &nic{port: p}
 	p.flooded = newBucket(floodRate, floodBurst)
+	if n.cfg.plain() {
+		p.flooded = newBucket(plainFloodRate, plainFloodBurst)
+	}
 	p.split.overlap = overlapOf(l)
 	p.gives, p.split.takes = link.OffloadsOf(wire)
 	p.carries = carriesOf(wire)
 	p.ctx, p.stop = context.WithCancel(ctx)
 	p.clock = newClock(p)
-	s, err := newStack(p.nic, p.clock, &n.cfg)
-	if err != nil {
-		p.stop()
-		return nil, err
+	if !n.cfg.plain() { // nobody would talk to it
+		if p.stack, err = newStack(p.nic, p.clock, &n.cfg); err != nil {
+			p.stop()
+			return nil, err
+		}
+		p.fragments.find(p.stack)
 	}
-	p.stack = s
-	p.fragments.find(s)
 	if p.loop, err = newLoop(p); err != nil {
 		p.stop()
-		s.Destroy()
+		if p.stack != nil {
+			p.stack.Destroy()
+		}
 		return nil, err
 	}
 	if p.loop != nil {
@@ -141,18 +154,25 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, name string) (
 	} else {
 		p.bad.OnDue(nil, nil, p.impairedDrop)
 	}
+	p.impairs(c.Impair)
 	p.impair() // before its first frame
-	p.tcp.init(p)
-	p.udp.init(p)
+	if p.stack != nil {
+		p.tcp.init(p)
+		p.udp.init(p)
+	}
 	p.limit()
-	s.SetTransportProtocolHandler(header.ICMPv4ProtocolNumber, p.icmpFromGuest)
-	s.SetTransportProtocolHandler(header.ICMPv6ProtocolNumber, p.icmpFromGuest)
+	if p.stack != nil {
+		p.stack.SetTransportProtocolHandler(header.ICMPv4ProtocolNumber, p.icmpFromGuest)
+		p.stack.SetTransportProtocolHandler(header.ICMPv6ProtocolNumber, p.icmpFromGuest)
+	}
 	return p, nil
 }
 
 // run carries frames until the wire ends, then ends all that the guest had.
 func (p *port) run() error {
-	p.goes("dhcp", p.serveDHCP)
+	if p.stack != nil {
+		p.goes("dhcp", p.serveDHCP)
+	}
 	stop := p.after(p.ctx, "close", func() { p.link.Close() })
 	err := p.move()
 	stop()
@@ -163,7 +183,7 @@ func (p *port) run() error {
 		func() { p.net.seg.remove(p) },
 		func() { p.net.flows.EndGuest(p.id, flows.ReasonGuestGone) },
 		p.udp.close,
-		p.stack.Close,
+		p.closeStack,
 		func() {
 			for !p.tcp.close() {
 				time.Sleep(time.Millisecond) // about what a goroutine takes to get from its start into the stack
@@ -172,7 +192,7 @@ func (p *port) run() error {
 		p.wg.Wait,
 		p.unlimit,
 		p.unimpair,
-		p.stack.Wait,
+		p.waitStack,
 		p.clock.stop,
 		p.batch.Release,
 	)
@@ -181,6 +201,18 @@ func (p *port) run() error {
 		return nil
 	}
 	return err
+}
+
+func (p *port) closeStack() {
+	if p.stack != nil {
+		p.stack.Close()
+	}
+}
+
+func (p *port) waitStack() {
+	if p.stack != nil {
+		p.stack.Wait()
+	}
 }
 
 // move carries frames both ways: in the loop where there is one, else with a writer of its own.
@@ -222,6 +254,9 @@ func (p *port) carry() {
 	for ; p.batch.Overrun > 0; p.batch.Overrun-- {
 		p.drop(flows.ReasonQueueFull)
 	}
+	if to := p.net.seg.copies.Load(); to != nil {
+		p.copyUp(*to)
+	}
 	size := 0
 	for i, s := range p.batch.Frames {
 		if i < len(p.batch.Offloads) {
@@ -230,7 +265,18 @@ func (p *port) carry() {
 		p.rxFrames.Add(1)
 		p.rxBytes.Add(uint64(s.Len()))
 		size += s.Len()
-		p.fromGuest(s)
+		switch {
+		case p.stack != nil && p.role == ordinary:
+			p.fromGuest(s)
+		case p.role == mirror:
+			p.drop(flows.ReasonIsolated)
+		case p.stack != nil:
+			p.fromAnybody(s)
+		case p.net.cfg.Wire:
+			p.alongWire(s)
+		default:
+			p.onSwitch(s)
+		}
 	}
 	p.read = size
 	p.buffers.grew(size + len(p.batch.Frames)*segmentCost)
@@ -290,6 +336,9 @@ func (p *port) compose(items []item, pass func(*stack.PacketBuffer)) (n, size in
 			p.split.addWhole(i.raw)
 		}
 	}
+	if to := p.net.seg.copies.Load(); to != nil {
+		p.copyDown(*to, p.split.frames)
+	}
 	return n, size
 }
 
@@ -317,6 +366,9 @@ func (p *port) macFor(dst netip.Addr) mac {
 
 // sendFrame queues an Ethernet frame, headroom included, that the port takes over.
 func (p *port) sendFrame(head []byte) {
+	if p.role == mirror { // nobody talks to it
+		return
+	}
 	p.queue.push(item{raw: link.Frame{Head: head}, size: len(head)})
 }
 

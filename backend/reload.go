@@ -59,6 +59,9 @@ func (n *Network) Reload(ctx context.Context, c Config) (done Reloaded, err erro
 	if n.ctx.Err() != nil {
 		return done, ErrClosed
 	}
+	if was.plain() && len(c.Forwards)+len(c.Records)+len(c.Static) > 0 {
+		return done, fmt.Errorf("network %s: forwards, records or fixed leases: %w", was.Name, ErrNoUplink)
+	}
 	now := was
 	now.Forwards, now.Records, now.Static, now.Doors = slices.Clone(c.Forwards), slices.Clone(c.Records), maps.Clone(c.Static), slices.Clone(c.Doors)
 	now.Limits, now.GuestLimits = c.Limits, maps.Clone(c.GuestLimits)

@@ -4,8 +4,9 @@ package backend
 // carries frames between guests and never waits for one: another port's queue takes a frame or drops it.
 //
 // All of it is under seg.mu. A MAC or address belongs to the port that showed it first, until that port goes; a lease
-// outweighs that, and so does an IPv6 address made of one's MAC. A port keeps as many of each as its limits say, so spoofed ones fill
-// their own port's share and evict nobody else's, and none that is leased.
+// outweighs that, and so does an IPv6 address made of one's MAC. A virtual router's MAC (VRRP) moves to who sends from it, and
+// takes the addresses with it that were shown from it. In a network without an uplink all do (plain.go). A port keeps as many of
+// each as its limits say, so spoofed ones fill their own port's share and evict nobody else's, and none that is leased.
 
 import (
 	"net/netip"
@@ -33,6 +34,10 @@ type segment struct {
 	neigh map[netip.Addr]neighbour
 	seen  map[*port]*shown
 	gone  Traffic // of ports that have been removed
+	moves bool    // who sends as a MAC or an address has it; set before any port is there
+
+	// copies are the ports that get every frame (copies.go), nil while there is none. It changes under mu.
+	copies atomic.Pointer[[]*port]
 
 	waiters map[netip.Addr][]chan struct{} // who waits for an address to be shown
 	onShown func(netip.Addr, mac)          // told of each address shown anew, under no lock
@@ -65,6 +70,29 @@ func (s *segment) add(p *port) {
 	defer s.mu.Unlock()
 	s.ports = append(s.ports, p)
 	s.seen[p] = &shown{}
+	s.changed()
+}
+
+// changed is called when there is a port more or less, under s.mu.
+func (s *segment) changed() {
+	s.gen.Add(1)
+	var copies []*port
+	for i, p := range s.ports {
+		if p.role != ordinary {
+			copies = append(copies, p)
+		}
+		if p.net.cfg.Wire {
+			p.far.Store(nil)
+			if len(s.ports) == 2 {
+				p.far.Store(s.ports[1-i])
+			}
+		}
+	}
+	if copies == nil {
+		s.copies.Store(nil)
+	} else {
+		s.copies.Store(&copies)
+	}
 }
 
 func (s *segment) remove(p *port) {
@@ -76,17 +104,30 @@ func (s *segment) remove(p *port) {
 	}
 	if v := s.seen[p]; v != nil {
 		for _, m := range v.macs {
-			delete(s.macs, m)
+			s.unlearn(p, m)
 		}
 		for _, a := range v.addrs {
 			delete(s.neigh, a)
 		}
 	}
 	delete(s.seen, p)
-	s.gen.Add(1)
+	p.far.Store(nil)
+	s.changed()
 }
 
-// learnMAC says that m sends on p, and whether it may: not if it lives on another port.
+// unlearn forgets where a MAC lives, if it lives on p: its first stays in p's list wherever it has moved.
+func (s *segment) unlearn(p *port, m mac) {
+	if s.macs[m] == p {
+		delete(s.macs, m)
+	}
+}
+
+// isVirtual says whether a MAC is a virtual router's, which lives on whoever is master (RFC 9568 §7.3).
+func (m mac) isVirtual() bool {
+	return m[0] == 0 && m[1] == 0 && m[2] == 0x5e && m[3] == 0 && (m[4] == 1 || m[4] == 2)
+}
+
+// learnMAC says that m sends on p, and whether it may: not if it lives on another port and does not move.
 func (s *segment) learnMAC(p *port, m mac) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,17 +135,28 @@ func (s *segment) learnMAC(p *port, m mac) bool {
 	if v == nil {
 		return false
 	}
-	switch owner := s.macs[m]; owner {
-	case p:
+	switch owner := s.macs[m]; {
+	case owner == p:
 		return true
-	case nil:
-	default:
+	case owner == nil:
+	case !s.moves && (!m.isVirtual() || owner.net.cfg.StrictLeases):
 		return false
+	default:
+		if o := s.seen[owner]; o != nil {
+			if i := slices.Index(o.macs, m); i > 0 {
+				o.macs = slices.Delete(o.macs, i, i+1)
+			}
+		}
+	}
+	if slices.Contains(v.macs, m) { // its first, that had moved
+		s.macs[m] = p
+		s.gen.Add(1)
+		return true
 	}
 	for len(v.macs) >= p.limits.Load().MACs {
 		// The first is the guest's own and stays: the others are what lives behind it.
 		v.hits[0]++
-		delete(s.macs, v.macs[1])
+		s.unlearn(p, v.macs[1])
 		v.macs = slices.Delete(v.macs, 1, 2)
 		p.drop(flows.ReasonMACLimit)
 	}
@@ -139,7 +191,8 @@ func (s *segment) noteAddr(p *port, a netip.Addr, m mac, leased bool) bool {
 	}
 	n, ok := s.neigh[a]
 	if ok && n.port != p {
-		if !madeOf(a, m) || s.macs[m] != p || madeOf(a, n.mac) || n.leased {
+		virtual := m.isVirtual() && m == n.mac && s.macs[m] == p && !n.leased
+		if !s.moves && !virtual && (!madeOf(a, m) || s.macs[m] != p || madeOf(a, n.mac) || n.leased) {
 			return false
 		}
 		s.take(a, n)
@@ -300,6 +353,21 @@ func (s *segment) all() []*port {
 	return slices.Clone(s.ports)
 }
 
+// goes is where a MAC lives, and whether there is anybody else than one port.
+func (s *segment) goes(dst mac) (to *port, others bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.macs[dst], len(s.ports) > 1
+}
+
+// free says whether a MAC lives on p or nowhere.
+func (s *segment) free(p *port, m mac) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	owner := s.macs[m]
+	return owner == nil || owner == p
+}
+
 // forward carries a frame from p to the port that has its destination, or to all others if nobody has.
 func (s *segment) forward(p *port, b *link.Batch, f link.Span, dst mac) {
 	s.mu.RLock()
@@ -308,7 +376,9 @@ func (s *segment) forward(p *port, b *link.Batch, f link.Span, dst mac) {
 	s.mu.RUnlock()
 	switch {
 	case to == p || alone:
+	case to != nil && to.role != ordinary: // it has its copy
 	case to != nil:
+		p.elsewhere++
 		p.onward.add(p, to, f)
 	default:
 		s.flood(p, b, f)
@@ -322,14 +392,14 @@ func (s *segment) flood(p *port, b *link.Batch, f link.Span) {
 	if len(s.ports) < 2 {
 		return
 	}
-	if !p.flooded.allow() {
+	if (!s.moves || len(s.ports) > 2) && !p.flooded.allow() {
 		p.drop(flows.ReasonStorm)
 		return
 	}
 	i := copied(b, f)
 	for _, q := range s.ports {
 		switch {
-		case q == p:
+		case q == p, q.role != ordinary: // the latter has its copy
 		case f.Len()-ethLen > q.carries:
 			q.drop(flows.ReasonUnreachable)
 		default:

@@ -32,6 +32,13 @@ const (
 
 func (n *Network) startServices() error {
 	c := &n.cfg
+	if c.plain() { // none of them is asked anything; who asks this network for them gets empty ones
+		none, err := Config{Name: c.Name, Resolvers: []netip.AddrPort{}, Logger: c.Logger}.withDefaults()
+		if err != nil {
+			return err
+		}
+		c = &none
+	}
 	static, reserved, err := c.reservations()
 	if err != nil {
 		return err
@@ -300,6 +307,9 @@ func (n *Network) DNSRecords() []DNSRecord {
 
 // AddDNS adds a local record. A zero TTL means the default.
 func (n *Network) AddDNS(r DNSRecord) error {
+	if n.cfg.plain() {
+		return fmt.Errorf("dns record %s: %w", r.Name, ErrNoUplink)
+	}
 	ttl := ""
 	if r.TTL > 0 {
 		ttl = fmt.Sprint(r.TTL)

@@ -522,7 +522,7 @@ func (c *udpConn) Write(b []byte) (int, error) {
 	p := c.side.port
 	if f := p.datagram(c.pair.local, c.pair.remote, b); f == nil {
 		p.sendUDP(c.pair.local, c.pair.remote, b)
-	} else if p.loop == nil || p.loop.sendNow([]link.Frame{{Head: f}}) == 0 {
+	} else if p.loop == nil || p.net.seg.copies.Load() != nil || p.loop.sendNow([]link.Frame{{Head: f}}) == 0 {
 		p.sendFrame(f)
 	}
 	return len(b), nil
