@@ -37,8 +37,8 @@ type Route struct {
 	Via netip.Addr
 }
 
-// trialSays is what a machine under Trial says on its console.
-const trialSays = "trial: up"
+// TrialSays is what a machine under Trial says on its console.
+const TrialSays = "trial: up"
 
 // write puts the files of one machine into an archive.
 func (n *Node) write(a *Archive) {
