@@ -490,3 +490,10 @@ func (c *Console) attend(ctx context.Context, conn net.Conn) {
 	})
 	c.Watch(ctx, conn, consoleTail)
 }
+
+// said is how much was ever said.
+func (c *Console) said() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.end
+}
