@@ -56,7 +56,7 @@ func (in *inspector) lasting(use, short string, check cobra.PositionalArgs, do a
 		}
 		return err
 	}
-	cmd.Flags().StringVar(&in.control, "control", "", "`PATH` of the daemon's control socket, or tcp:HOST:PORT of its --api (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
+	cmd.Flags().StringVar(&in.control, "control", "", "`PATH` of the daemon's control socket, lab:NAME of a lab's, or tcp:HOST:PORT of its --api (default $VMNETD_CONTROL, else $XDG_RUNTIME_DIR/vmnetd/control.sock)")
 	cmd.Flags().StringVar(&in.network, "network", "", "`NAME` of the network, where the daemon has several (default all, for what is only shown)")
 	in.format.flag(cmd)
 	cmd.Flags().BoolVar(&in.noHeaders, "no-headers", false, "tables without their first line")

@@ -105,6 +105,7 @@ func rootCommand() *cobra.Command {
   vmnetd run -p 2222:22 -- qemu-system-x86_64 -m 1G disk.img    a network for one command
   vmnetd serve                                                  a daemon; it prints the lines for QEMU
   vmnetd vm ls                                                  who is plugged in
+  vmnetd lab up lab.yaml                                        machines and networks from one file
 
 Exit status: 0 if it was done, 1 if it failed, 2 if the command line was wrong; of 'run', the command's own.`)
 	root.SilenceErrors, root.SilenceUsage = true, true
@@ -114,6 +115,7 @@ Exit status: 0 if it was done, 1 if it failed, 2 if the command line was wrong; 
 	root.AddCommand(limitsCommand(), impairCommand(), captureCommand())
 	root.AddCommand(reloadCommand())
 	root.AddCommand(configCommand(), uiCommand())
+	root.AddCommand(labCommand())
 	for _, g := range helpGroups {
 		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title + ":"})
 		for _, c := range root.Commands() {
@@ -136,6 +138,7 @@ var helpGroups = []struct {
 	commands []string
 }{
 	{"Give guests a network", []string{"run", "serve", "attach", "guest"}},
+	{"Machines and networks from a file", []string{"lab"}},
 	{"Look", []string{"status", "vm", "leases", "flows", "events", "top", "ui", "capture", "wait"}},
 	{"Change", []string{"forward", "dns", "policy", "limits", "impair", "reload"}},
 	{setUpGroup, []string{"config", "doctor", "version"}},

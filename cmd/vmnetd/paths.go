@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 )
 
 // controlEnv names the control socket where --control does not.
@@ -57,13 +58,17 @@ func private(dir string) error {
 	return nil
 }
 
-// controlPath is the control socket that the flag, the environment or the default names.
+// controlPath is the control socket that the flag, the environment or the default names; lab:NAME is a lab's.
 func controlPath(flag string) string {
-	if flag != "" {
-		return flag
-	}
-	if p := os.Getenv(controlEnv); p != "" {
-		return p
+	for _, p := range []string{flag, os.Getenv(controlEnv)} {
+		if name, ok := strings.CutPrefix(p, "lab:"); ok {
+			if d, err := labNamed(name); err == nil {
+				return d.file(labControl)
+			}
+		}
+		if p != "" {
+			return p
+		}
 	}
 	return filepath.Join(runtimeDir(), "control.sock")
 }
