@@ -64,11 +64,8 @@ func Attach(ctx context.Context, cfg Config) (*TAP, error) {
 	if cfg.NoDefault {
 		e.write("/proc/sys/net/ipv6/conf/"+cfg.Name+"/accept_ra_defrtr", "0")
 	}
-	if cfg.Ping { // as wide as the namespace's groups allow; what is refused leaves what was
-		gid := strconv.Itoa(os.Getgid())
-		for _, r := range []string{"0 0", gid + " " + gid, "0 65535", "0 2147483647"} {
-			e.write("/proc/sys/net/ipv4/ping_group_range", r)
-		}
+	if cfg.Ping {
+		e.allowPing()
 	}
 	if cfg.Resolv != "" {
 		cfg.hideServices(e)
@@ -114,6 +111,14 @@ func (t *TAP) setUp(cfg Config) error {
 	return nil
 }
 
+// allowPing opens ping sockets for as many groups as the namespace has; what is refused leaves what was.
+func (e *errand) allowPing() {
+	gid := strconv.Itoa(os.Getgid())
+	for _, r := range []string{"0 0", gid + " " + gid, "0 65535", "0 2147483647"} {
+		e.write("/proc/sys/net/ipv4/ping_group_range", r)
+	}
+}
+
 // enter adds the steps into the namespaces. done closes what they were opened by.
 func (cfg *Config) enter(e *errand) (done func(), err error) {
 	var open []int
@@ -142,6 +147,9 @@ func (cfg *Config) enter(e *errand) (done func(), err error) {
 		}
 		e.add("join the "+what+" namespace", unix.SYS_SETNS, uintptr(fd), flag)
 		return nil
+	}
+	if cfg.space != nil {
+		return cfg.space.enter(e, unix.CLONE_NEWNET)
 	}
 	user, netw := cfg.UserPath, cfg.Path
 	if cfg.PID != 0 {

@@ -53,6 +53,8 @@ type Config struct {
 	// namespace for itself, as commands of Hold do. Services that would answer for it, nscd and systemd-resolved, are
 	// hidden.
 	Resolv string
+
+	space *Space
 }
 
 // Lease is what DHCP gave.

@@ -16,14 +16,24 @@ type errand struct {
 	steps []step
 	back  []int // the steps whose results are descriptors to hand back
 	keep  []any // what the steps point to
+
+	open    bool // processes of the same user may look into the child meanwhile; its /proc/self is then its own
+	program bool // its last step is an exec
+	above   int  // the child keeps its word to us at a descriptor from here on, since those below are the program's
+	// mask, of a program, is where the signals that the caller has blocked go before the fork.
+	mask *unix.Sigset_t
 }
 
 type step struct {
 	what string // for the error
 	trap uintptr
 	args [5]uintptr
-	from int // args[0] is the result of the step before this number; 0: no
-	may  bool
+	from int // args[0] is the result of the step of this number, and it is left out if that failed; 0: no
+	// after is a step without which this one is left out. 0: none
+	after int
+	may   bool
+	// want, unless it is 0, is the only result that is right.
+	want uintptr
 
 	result uintptr
 	errno  unix.Errno
@@ -64,29 +74,76 @@ func (e *errand) write(path, text string) {
 
 var atCWD = unix.AT_FDCWD
 
+// file has a file made and written.
+func (e *errand) file(path, text string) {
+	fd := e.add("make "+path, unix.SYS_OPENAT, uintptr(atCWD), e.str(path), unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o644)
+	if text != "" {
+		n := e.add("write "+path, unix.SYS_WRITE, 0, e.str(text), uintptr(len(text)))
+		e.steps[n-1].from, e.steps[n-1].want = fd, uintptr(len(text))
+	}
+	n := e.add("close", unix.SYS_CLOSE)
+	e.steps[n-1].from = fd
+}
+
+func (e *errand) mount(what, source, target, kind string, flags uintptr) int {
+	var from, typ uintptr
+	if source != "" {
+		from = e.str(source)
+	}
+	if kind != "" {
+		typ = e.str(kind)
+	}
+	return e.add(what, unix.SYS_MOUNT, from, e.str(target), typ, flags, 0)
+}
+
 // failure is what the child writes when a step failed.
 type failure struct{ step, errno int32 }
 
 // run does the errand in a child and returns the descriptors that it handed back, each closed on exec.
 func (e *errand) run() ([]int, error) {
+	pid, fds, err := e.start()
+	if err != nil {
+		return nil, err
+	}
+	reap(pid)
+	return fds, nil
+}
+
+// reap waits for a child. Somebody else in this process may have done so.
+func reap(pid int) {
+	for {
+		if _, err := syscall.Wait4(pid, nil, 0, nil); err != syscall.EINTR {
+			return
+		}
+	}
+}
+
+// start has the errand done by a child, which is left to the caller if there is no error.
+func (e *errand) start() (pid int, fds []int, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("socketpair: %w", err)
+		return 0, nil, fmt.Errorf("socketpair: %w", err)
 	}
 	defer unix.Close(pair[0])
-	c := &child{sock: pair[1], steps: e.steps, back: e.back}
+	if pair[1] < e.above {
+		fd, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, e.above)
+		unix.Close(pair[1])
+		if err != nil {
+			return 0, nil, fmt.Errorf("dup: %w", err)
+		}
+		pair[1] = fd
+	}
+	c := &child{sock: pair[1], steps: e.steps, back: e.back, open: e.open, mask: e.mask}
 	c.init()
-	pid, errno := c.fork()
+	born, errno := c.fork()
 	runtime.KeepAlive(e)
 	unix.Close(pair[1])
 	if errno != 0 {
-		return nil, fmt.Errorf("fork: %w", errno)
+		return 0, nil, fmt.Errorf("fork: %w", errno)
 	}
 	defer func() {
-		for { // somebody else in this process may have reaped it
-			if _, err := syscall.Wait4(pid, nil, 0, nil); err != syscall.EINTR {
-				return
-			}
+		if err != nil {
+			reap(born)
 		}
 	}()
 	var said failure
@@ -101,21 +158,23 @@ func (e *errand) run() ([]int, error) {
 	}
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("recvmsg: %w", err)
+		syscall.Kill(born, syscall.SIGKILL)
+		return 0, nil, fmt.Errorf("recvmsg: %w", err)
+	case n == 0 && e.program: // its end was closed by exec
+		return born, nil, nil
 	case n == 0:
-		return nil, errors.New("the child process was killed")
+		return 0, nil, errors.New("the child process was killed")
 	case said.errno != 0:
 		op := "hand descriptors back"
 		if i := int(said.step); i < len(e.steps) {
 			op = e.steps[i].what
 		}
-		return nil, &Error{Op: op, Err: unix.Errno(said.errno)}
+		return 0, nil, &Error{Op: op, Err: unix.Errno(said.errno)}
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:on])
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
-	var fds []int
 	for i := range msgs {
 		got, _ := unix.ParseUnixRights(&msgs[i])
 		fds = append(fds, got...)
@@ -124,9 +183,9 @@ func (e *errand) run() ([]int, error) {
 		for _, fd := range fds {
 			unix.Close(fd)
 		}
-		return nil, fmt.Errorf("%d descriptors came, want %d", len(fds), len(e.back))
+		return 0, nil, fmt.Errorf("%d descriptors came, want %d", len(fds), len(e.back))
 	}
-	return fds, nil
+	return born, fds, nil
 }
 
 // child has everything that the forked process touches.
@@ -134,6 +193,8 @@ type child struct {
 	sock  int
 	steps []step
 	back  []int
+	open  bool
+	mask  *unix.Sigset_t
 
 	said failure
 	iov  unix.Iovec
@@ -167,6 +228,9 @@ func (c *child) fork() (int, unix.Errno) {
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &before); err != nil {
 		return 0, err.(unix.Errno)
 	}
+	if c.mask != nil {
+		*c.mask = before
+	}
 	pid, errno := c.rawFork()
 	unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
 	return pid, errno
@@ -189,9 +253,15 @@ func (c *child) rawFork() (int, unix.Errno) {
 		return int(pid), e
 	}
 	// Processes of the namespace must not look into this one, which is a copy of its parent.
-	unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0, 0)
+	if !c.open {
+		unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0, 0)
+	}
 	for i := range c.steps {
 		s := &c.steps[i]
+		if s.after > 0 && c.steps[s.after-1].errno != 0 {
+			s.errno = unix.ECANCELED
+			continue
+		}
 		if s.from > 0 {
 			if c.steps[s.from-1].errno != 0 {
 				s.errno = unix.ECANCELED
@@ -200,6 +270,9 @@ func (c *child) rawFork() (int, unix.Errno) {
 			s.args[0] = c.steps[s.from-1].result
 		}
 		s.result, _, s.errno = unix.RawSyscall6(s.trap, s.args[0], s.args[1], s.args[2], s.args[3], s.args[4], 0)
+		if s.errno == 0 && s.want != 0 && s.result != s.want {
+			s.errno = unix.ESTALE
+		}
 		if s.errno != 0 && !s.may {
 			c.said.step, c.said.errno = int32(i), int32(s.errno)
 			unix.RawSyscall(unix.SYS_WRITE, uintptr(c.sock), uintptr(unsafe.Pointer(&c.said)), unsafe.Sizeof(c.said))

@@ -21,7 +21,12 @@ import (
 	"github.com/vmnetd/vmnetd/backend/link"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(helperEnv) != "" {
+		helper()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // need skips where there can be no TAP: for ordinary users where /dev/net/tun is root's, say.
 func need(t testing.TB) {

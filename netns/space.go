@@ -29,4 +29,7 @@ type Process struct {
 	// DeathSignal is what it gets when the caller's process ends, however that does, or when the Space is closed: none
 	// if 0. Its children do not get it.
 	DeathSignal syscall.Signal
+
+	path string
+	null *os.File
 }
