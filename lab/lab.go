@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -314,6 +315,23 @@ func (l *Lab) plan(t *topology.Lab) *plan {
 			p.network[name] = c.Action
 		}
 	}
+	meant := map[string]bool{}
+	for _, n := range t.Nodes {
+		meant["node "+n.Name] = true
+	}
+	for _, n := range t.Networks {
+		meant["network "+n.Name] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.nodes)) {
+		if !meant["node "+name] {
+			p.also(p.node, "node "+name, name, actStop, "gone")
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.networks)) {
+		if !meant["network "+name] {
+			p.also(p.network, "network "+name, name, actStop, "gone")
+		}
+	}
 	for _, n := range t.Networks {
 		if l.networks[n.Name] == nil {
 			p.also(p.network, "network "+n.Name, n.Name, actStart, "it had failed")
@@ -516,6 +534,7 @@ func (l *Lab) Wait(ctx context.Context) error {
 // wait is Wait for some nodes, which are asked for with Lab.mu held.
 func (l *Lab) wait(ctx context.Context, which func() []*Node) error {
 	for {
+		over := context.Cause(ctx)
 		l.mu.Lock()
 		changed, closed := l.changed, l.closed
 		var failed, late []error
@@ -536,10 +555,12 @@ func (l *Lab) wait(ctx context.Context, which func() []*Node) error {
 		if len(late) == 0 {
 			return errors.Join(failed...)
 		}
+		if over != nil {
+			return errors.Join(append(append(failed, late...), over)...)
+		}
 		select {
 		case <-changed:
-		case <-ctx.Done():
-			return errors.Join(append(append(failed, late...), context.Cause(ctx))...)
+		case <-ctx.Done(): // once more, for what is so now
 		}
 	}
 }

@@ -265,6 +265,18 @@ func (f *life) rise(ctx context.Context) error {
 	}
 	if f.t.Kind == topology.KindNetns && len(f.t.Command) > 0 {
 		f.spawn("command", func() { f.mind(m, f.t.Restart) })
+		if len(f.t.Wait) == 0 && !f.t.Restart {
+			f.holds("its command to go on running", nil)
+			select {
+			case <-f.over: // with another status than 0 it has failed, and ctx ends
+			case <-time.After(settle):
+			case <-ctx.Done():
+			}
+			if err := context.Cause(ctx); err != nil {
+				return f.late(ctx, limit, err)
+			}
+			return nil
+		}
 	}
 	for _, c := range f.t.Wait {
 		if err := f.await(ctx, m, c); err != nil {
@@ -643,19 +655,19 @@ func (f *life) mind(m machine, again bool) {
 
 // gone says that it has ended by itself.
 func (f *life) gone(code int, err error) {
+	what := "its machine"
+	if f.t.Kind == topology.KindNetns {
+		what = "its command"
+	}
+	defer close(f.over)
 	f.lab.mu.Lock()
 	f.exit = &code
-	close(f.over)
 	starting := f.state == topology.StateStarting
 	if f.state == topology.StateReady && code == 0 && err == nil {
 		f.state = topology.StateEnded
 	}
 	f.lab.bump()
 	f.lab.mu.Unlock()
-	what := "its machine"
-	if f.t.Kind == topology.KindNetns {
-		what = "its command"
-	}
 	switch {
 	case f.ctx.Err() != nil:
 		return // it was stopped

@@ -37,6 +37,9 @@ const (
 	pauseMost  = time.Second
 	// tryTimeout bounds one try: some retransmissions of a SYN, or a shell line that hangs.
 	tryTimeout = 10 * time.Second
+	// settle is how long a command has to run until its node counts as ready if nothing else says that it is: one that
+	// does not know its flags, or finds its port taken, says so by then.
+	settle = 100 * time.Millisecond
 	// udpSilence is how long no refusal of a datagram counts as its being taken: a round trip in any lab that is not
 	// impaired on purpose.
 	udpSilence = 300 * time.Millisecond
