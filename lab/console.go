@@ -65,8 +65,6 @@ type Console struct {
 	sending sync.Mutex // one writer to input at a time, so that none is cut in two
 }
 
-type console = Console
-
 type writeCloser interface {
 	io.WriteCloser
 	SetWriteDeadline(time.Time) error

@@ -148,17 +148,15 @@ func TestConsoleSlowWatcher(t *testing.T) {
 	r, w := io.Pipe() // takes nothing by itself
 	slow := make(chan error, 1)
 	go func() { slow <- c.Watch(t.Context(), w, 0) }()
-	first := make([]byte, 5)
-	for c.Write([]byte("begin\n")); ; { // until it watches
-		got := make(chan struct{})
-		go func() { io.ReadFull(r, first); close(got) }()
+	got := make(chan struct{})
+	go func() { io.ReadFull(r, make([]byte, 5)); close(got) }()
+	for watching := false; !watching; { // from some moment on; what was said before is not for it
+		c.Write([]byte("begin\n"))
 		select {
 		case <-got:
-		case <-time.After(10 * time.Millisecond):
-			c.Write([]byte("begin\n"))
-			<-got
+			watching = true
+		case <-time.After(time.Millisecond):
 		}
-		break
 	}
 	line := bytes.Repeat([]byte("flood\n"), 1000)
 	for i := 0; i < 3*consoleKept; i += len(line) {

@@ -25,21 +25,18 @@ type actor struct {
 	b     *bench
 	name  string
 
-	mu      sync.Mutex
-	end     chan struct{}
-	exit    int
-	err     error
-	begun   int
-	running bool
+	mu    sync.Mutex
+	end   chan struct{}
+	exit  int
+	err   error
+	begun int
 }
 
 // stage has the actors, and what happened to them in order.
 type stage struct {
-	mu      sync.Mutex
-	log     []string
-	actors  map[string]*actor
-	running int
-	most    int // that ran at once before they were up
+	mu     sync.Mutex
+	log    []string
+	actors map[string]*actor
 
 	start     func(ctx context.Context, a *actor) error // nil: at once
 	begin     func(a *actor) error
