@@ -99,6 +99,7 @@ func writeFindings(w io.Writer, list []finding) {
 func examine() []finding {
 	list := examineCage()
 	list = append(list, examineSystem()...)
+	list = append(list, examineLab()...)
 	return append(list, examineRoute("IPv4", "udp4", "192.0.2.1:9"), examineRoute("IPv6", "udp6", "[2001:db8::1]:9"),
 		examineResolver(), examinePaths(), examineDescriptors())
 }

@@ -46,7 +46,7 @@ func examineNamespaces() finding {
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}}
 	}
 	if err := cmd.Run(); err != nil {
-		f.Is, f.Lacks, f.Do = err.Error(), "'run --netns' does not work; virtual machines need none", netns.WhyNoNamespaces()
+		f.Is, f.Lacks, f.Do = err.Error(), "'run --netns' and labs' nodes of kind netns do not work; virtual machines need none", netns.WhyNoNamespaces()
 		return f
 	}
 	f.OK, f.Is = true, "user and network namespaces can be made"
@@ -64,7 +64,7 @@ func examineTUN() finding {
 		f.OK, f.Is = true, "can be opened"
 		return f
 	}
-	f.Is, f.Lacks = err.Error(), "'run --netns', 'attach' and 'guest' do not work; virtual machines need none"
+	f.Is, f.Lacks = err.Error(), "'run --netns', 'attach', 'guest' and labs' nodes of kind netns do not work; virtual machines need none"
 	f.Do = "modprobe tun. In a container: --device /dev/net/tun"
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
 		f.Do = "every user may open it on most systems: chmod 0666 /dev/net/tun. In a container: --device /dev/net/tun"
