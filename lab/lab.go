@@ -390,6 +390,8 @@ func (l *Lab) stopNodes(ctx context.Context, p *plan) {
 		}
 		if action == actStop {
 			gone = append(gone, n)
+		} else {
+			n.coming = true
 		}
 	}
 	l.mu.Unlock()
@@ -540,10 +542,12 @@ func (l *Lab) wait(ctx context.Context, which func() []*Node) error {
 		var failed, late []error
 		for _, n := range which() {
 			switch f := n.life; {
+			case n.coming, f != nil && f.state == topology.StateStopping:
+				late = append(late, fmt.Errorf("%s: it is being stopped", n.name))
 			case f == nil:
 				failed = append(failed, fmt.Errorf("%s: it is stopped", n.name))
-			case f.state == topology.StateFailed, f.state == topology.StateStopping:
-				failed = append(failed, fmt.Errorf("%s: %w", n.name, f.why()))
+			case f.state == topology.StateFailed:
+				failed = append(failed, fmt.Errorf("%s: %w", n.name, f.err))
 			case f.state == topology.StateWaiting, f.state == topology.StateStarting:
 				late = append(late, fmt.Errorf("%s: still %s, for %s", n.name, f.state, f.held()))
 			}

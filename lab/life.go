@@ -56,8 +56,9 @@ type Node struct {
 	door    string        // the console's socket
 
 	// Guarded by Lab.mu.
-	t    *topology.Node
-	life *life // nil: it is stopped
+	t      *topology.Node
+	life   *life // nil: it is stopped
+	coming bool  // it will be started in a moment
 }
 
 // life is a node from a start to the stop after it.
@@ -97,7 +98,7 @@ func (n *Node) newLife() *life {
 		over: make(chan struct{}), done: make(chan struct{})}
 	f.ctx, f.kill = context.WithCancel(context.Background())
 	f.wire, f.cut = context.WithCancel(context.Background())
-	n.life = f
+	n.life, n.coming = f, false
 	return f
 }
 
@@ -179,14 +180,6 @@ func (f *life) fail(err error) {
 		f.log.Warn("node has failed", "err", err)
 		fmt.Fprintf(f.n.console, "\r\n[%s has failed: %v]\r\n", f.n.name, err)
 	}
-}
-
-// why is what a node has failed by. Lab.mu is held.
-func (f *life) why() error {
-	if f.err != nil {
-		return f.err
-	}
-	return errors.New("it is being stopped")
 }
 
 // held is what holds it up. Lab.mu is held.
@@ -868,7 +861,7 @@ func (n *Node) Dial(ctx context.Context, network, port string) (net.Conn, error)
 	}
 	c, err := m.dial(ctx, network, port)
 	if err != nil {
-		return nil, fmt.Errorf("dial %s of node %s: %w", net.JoinHostPort("", port)[1:], n.name, err)
+		return nil, fmt.Errorf("dial port %s of node %s: %w", port, n.name, err)
 	}
 	return c, nil
 }
