@@ -11,8 +11,8 @@ import (
 	"github.com/vmnetd/vmnetd/lab/topology"
 )
 
-// networkOf is the network of an interface. A lab that was checked has it.
-func networkOf(b *bench, i int) *topology.Network {
+// networkAt is the network of an interface. A lab that was checked has it.
+func networkAt(b *bench, i int) *topology.Network {
 	for k := range b.lab.Networks {
 		if b.lab.Networks[k].Name == b.node.Interfaces[i].Network {
 			return &b.lab.Networks[k]
@@ -22,14 +22,14 @@ func networkOf(b *bench, i int) *topology.Network {
 }
 
 // mtuOf is an interface's, 0 if nobody said any.
-func mtuOf(b *bench, i int) int { return networkOf(b, i).MTU }
+func mtuOf(b *bench, i int) int { return networkAt(b, i).MTU }
 
 // smallNode are a node's settings for the small guest. port is where its agent answers.
 func smallNode(b *bench, port string) *guest.Node {
 	n := &guest.Node{Name: b.node.Name, Forwarding: b.node.Forwarding, Hosts: b.hosts, Resolv: b.resolv, Port: port}
 	for i := range b.node.Interfaces {
 		f := &b.node.Interfaces[i]
-		w := networkOf(b, i)
+		w := networkAt(b, i)
 		up := w.Uplink && !f.Mirror // a mirror port is heard by nobody
 		g := guest.Interface{Name: f.Name, MAC: f.MAC, DHCP: up, RA: up, MTU: w.MTU}
 		for _, a := range f.Addrs {
@@ -50,7 +50,7 @@ func smallNode(b *bench, port string) *guest.Node {
 func dialUplink(ctx context.Context, b *bench, network, port string) (net.Conn, error) {
 	var last error
 	for i := range b.node.Interfaces {
-		if networkOf(b, i).Uplink && !b.node.Interfaces[i].Mirror {
+		if networkAt(b, i).Uplink && !b.node.Interfaces[i].Mirror {
 			c, err := b.dialNetwork(ctx, i, network, port)
 			if err == nil {
 				return c, nil

@@ -62,6 +62,10 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
+// rest ends what is left of its group: its guest's processes are processes of ours. It has ended, and the number of a group
+// with somebody in it is nobody else's.
+func (p *process) rest() { _ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) }
+
 // exit is what it left with. It has ended.
 func (p *process) exit() (int, error) {
 	code := p.cmd.ProcessState.ExitCode()
