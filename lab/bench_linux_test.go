@@ -3,13 +3,33 @@ package lab
 import (
 	"context"
 	"net"
+	"os"
+	"os/exec"
 	"regexp"
+	"runtime"
 	"testing"
 	"time"
 
 	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/lab/topology"
 )
+
+// guestPatience bounds each wait of these tests: a boot takes a few seconds on a quiet machine.
+const guestPatience = 60 * time.Second
+
+// needQEMU skips where no guest can be had; not in CI.
+func needQEMU(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("boots a guest: not with -short")
+	}
+	if _, err := exec.LookPath("qemu-system-" + qemuArch()); err != nil || runtime.GOARCH != "amd64" {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no QEMU for the small guest: %v", err)
+		}
+		t.Skipf("no QEMU for the small guest: %v", err)
+	}
+}
 
 // standalone is a bench without a lab: what its node sends goes nowhere.
 func standalone(t *testing.T, n *topology.Node, networks ...topology.Network) *bench {
