@@ -30,7 +30,7 @@ func TestExternal(t *testing.T) {
 			var batch link.Batch
 			for l.ReadFrames(&batch) == nil {
 				for _, f := range batch.Frames {
-					got <- b.node.Interfaces[i].Name + " " + string(f[:4])
+					got <- b.node.Interfaces[i].Name + " " + string(batch.AppendTo(nil, f)[:4])
 				}
 			}
 			got <- b.node.Interfaces[i].Name + " gone"

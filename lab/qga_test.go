@@ -115,7 +115,10 @@ func TestQGAHostile(t *testing.T) {
 		want string
 	}{
 		{"nothing", func(io.Writer, int, string) error { return nil }, "does not answer"},
-		{"garbage for a sync", func(w io.Writer, _ int, _ string) error { _, err := w.Write([]byte("\xffhello\n{}\n[]\n\"\"\n")); return err }, "does not answer"},
+		{"garbage for a sync", func(w io.Writer, _ int, _ string) error {
+			_, err := w.Write([]byte("\xffhello\n{}\n[]\n\"\"\n"))
+			return err
+		}, "does not answer"},
 		{"garbage later", afterSync("no json\x1b[2J\n"), `what is no JSON: no json\x1b[2J`},
 		{"neither", afterSync("{}\n"), "neither a result nor an error"},
 		{"an error", afterSync(`{"error":{"class":"GenericError","desc":"no\n\u001b[31m"}}` + "\n"), `agent: no\n\x1b[31m`},
