@@ -59,6 +59,8 @@ func (c closedDoors) first(q flows.Query) (v flows.Verdict, said bool) {
 		return v, false
 	}
 	switch {
+	case c.n.inside.unjudged(q.Proto, q.Dst):
+		return flows.Verdict{Allow: true}, true
 	case c.n.inside.has(q.Proto, q.Dst):
 		return flows.Verdict{Allow: true}, c.isDefault
 	case c.n.isDoor(c.n.translate(q.Dst)):

@@ -67,6 +67,9 @@ type Config struct {
 
 	// Static are fixed leases by MAC, each of either family.
 	Static map[string][]netip.Addr
+	// GuestNames are what guests are called by MAC, whatever they say of themselves: in DNS, with the addresses that they
+	// have leased, have shown or have in Static, in policies and wherever people see them. Nobody else leases under one.
+	GuestNames map[string]string
 	// Records are local DNS records, beside those of guests by name: see AddDNS.
 	Records []DNSRecord
 	// Forwards are port forwards, opened by New, all or none. Network.Bound has them as they came out.

@@ -349,6 +349,9 @@ func (c *flowConn) Read(b []byte) (int, error) {
 	return n, c.named("read", err)
 }
 
+// Guest is the id of the guest that it is with.
+func (c *flowConn) Guest() string { return c.flow.Guest }
+
 // LocalAddr implements net.Conn.
 func (c *flowConn) LocalAddr() net.Addr { return c.local }
 

@@ -21,13 +21,7 @@ func (n *Network) Identify(guest string) (mac, name string) {
 		}
 		break
 	}
-	for _, l := range n.dhcp.ByGuest(guest) {
-		if l.Name != "" {
-			name = l.Name
-			break
-		}
-	}
-	return mac, name
+	return mac, n.GuestName(guest)
 }
 
 // forget tells a policy that keeps something of guests that one has gone.

@@ -77,6 +77,11 @@ func (p *port) leasedAs() string {
 	if p.net.dhcp == nil {
 		return ""
 	}
+	if macs, _ := p.net.seg.shownBy(p); len(macs) > 0 {
+		if name := p.net.givenName(macs[0]); name != "" {
+			return strings.ToLower(name)
+		}
+	}
 	for _, l := range p.net.dhcp.ByGuest(p.id) {
 		if l.Name != "" {
 			return strings.ToLower(l.Name)

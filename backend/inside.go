@@ -64,6 +64,12 @@ func (i *inside) packet(a netip.AddrPort) *packetConn {
 	return nil
 }
 
+// unjudged says whether the program listens there, and wants no policy to be asked.
+func (i *inside) unjudged(p flows.Proto, a netip.AddrPort) bool {
+	l := i.listener(a)
+	return p == flows.TCP && l != nil && l.unjudged
+}
+
 // has says whether the program listens there.
 func (i *inside) has(p flows.Proto, a netip.AddrPort) bool {
 	return p == flows.TCP && i.listener(a) != nil || p == flows.UDP && i.packet(a) != nil
@@ -74,8 +80,20 @@ func (i *inside) has(p flows.Proto, a netip.AddrPort) bool {
 // asked for. HOST may also be an address outside the guests' prefixes, such as 169.254.169.254: then the program answers
 // in place of whoever has it in the world. Port 0 picks one. The policy of the network is not asked (one that
 // Config.Policy brings is).
+//
+// Each net.Conn that is accepted has a method Guest() string, the id of the guest.
 func (n *Network) Listen(network, address string) (net.Listener, error) {
-	l := &listener{net: n, conns: newWaiting[net.Conn](), done: make(chan struct{})}
+	return n.listen(network, address, false)
+}
+
+// ListenUnjudged is Listen for what guests are to reach whatever they may: no policy is asked, not even one that was
+// chosen.
+func (n *Network) ListenUnjudged(network, address string) (net.Listener, error) {
+	return n.listen(network, address, true)
+}
+
+func (n *Network) listen(network, address string, unjudged bool) (net.Listener, error) {
+	l := &listener{net: n, unjudged: unjudged, conns: newWaiting[net.Conn](), done: make(chan struct{})}
 	at, err := n.listenOn(network, address, "tcp", func(at []netip.AddrPort) error {
 		return add(&n.inside, &n.inside.tcp, at, l)
 	})
@@ -346,11 +364,12 @@ func (w *waiting[T]) take() (v T, ok bool) {
 
 // listener is a net.Listener.
 type listener struct {
-	net   *Network
-	at    []netip.AddrPort
-	addr  *net.TCPAddr
-	conns *waiting[net.Conn]
-	done  chan struct{}
+	unjudged bool // no policy is asked
+	net      *Network
+	at       []netip.AddrPort
+	addr     *net.TCPAddr
+	conns    *waiting[net.Conn]
+	done     chan struct{}
 
 	mu     sync.Mutex
 	closed bool

@@ -33,6 +33,7 @@ type Network struct {
 	gatewayMAC mac
 	linkLocal  netip.Addr                         // the gateway's
 	reserved   atomic.Pointer[map[netip.Addr]mac] // Config.Static, by address
+	given      atomic.Pointer[map[mac]string]     // Config.GuestNames
 	doors      atomic.Pointer[[]netip.AddrPort]   // Config.Doors
 	current    atomic.Pointer[Config]             // cfg, as Reload has changed it
 	reloading  sync.Mutex
@@ -349,6 +350,9 @@ func (p *port) info() GuestInfo {
 	macs, addrs := p.net.seg.shownBy(p)
 	if len(macs) > 0 {
 		g.MAC = macs[0].String()
+	}
+	if len(macs) > 0 {
+		g.Name = p.net.givenName(macs[0])
 	}
 	for _, l := range p.net.dhcp.ByGuest(p.id) {
 		if g.Name == "" {

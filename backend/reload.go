@@ -46,8 +46,8 @@ func (r Reloaded) back() error {
 	return errors.Join(errs...)
 }
 
-// Reload changes what a running network can: Forwards, Records, Static, Limits, GuestLimits, Impair, GuestImpair and Doors are as in c from now
-// on, all of them or, after an error, none. What else c says is not looked at: it takes another network.
+// Reload changes what a running network can: Forwards, Records, Static, GuestNames, Limits, GuestLimits, Impair, GuestImpair and Doors are as
+// in c from now on, all of them or, after an error, none. What else c says is not looked at: it takes another network.
 //
 // Conversations that run go on, those of forwards that are removed too, but for UDP, whose socket is the forward's. What was
 // added meanwhile by Forwards().Add and AddDNS stays; so do limits that ChangeLimits set, and bad lines that Impair set, where c says of them what the
@@ -64,6 +64,7 @@ func (n *Network) Reload(ctx context.Context, c Config) (done Reloaded, err erro
 	}
 	now := was
 	now.Forwards, now.Records, now.Static, now.Doors = slices.Clone(c.Forwards), slices.Clone(c.Records), maps.Clone(c.Static), slices.Clone(c.Doors)
+	now.GuestNames = maps.Clone(c.GuestNames)
 	now.Limits, now.GuestLimits = c.Limits, maps.Clone(c.GuestLimits)
 	now.Impair, now.GuestImpair = c.Impair, maps.Clone(c.GuestImpair)
 	defer func() {
@@ -87,6 +88,9 @@ func (n *Network) Reload(ctx context.Context, c Config) (done Reloaded, err erro
 		return done, err
 	}
 	if err := step(func() error { return n.setStatic(&now) }, func() error { return n.setStatic(&was) }); err != nil {
+		return done, err
+	}
+	if err := step(func() error { return n.setNames(&now) }, func() error { return n.setNames(&was) }); err != nil {
 		return done, err
 	}
 	if err := n.reloadRecords(was.Records, now.Records, &done); err != nil {
@@ -151,6 +155,19 @@ func (n *Network) setStatic(c *Config) error {
 		return fmt.Errorf("network %s: %w", c.Name, err)
 	}
 	n.reserved.Store(&reserved)
+	return nil
+}
+
+func (n *Network) setNames(c *Config) error {
+	names, err := c.givenNames()
+	if err != nil {
+		return err
+	}
+	had := *n.given.Load()
+	if len(had)+len(names) > 0 {
+		n.given.Store(&names)
+		n.nameGiven(had)
+	}
 	return nil
 }
 

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -44,6 +46,11 @@ func (n *Network) startServices() error {
 		return err
 	}
 	n.reserved.Store(&reserved)
+	names, err := n.cfg.givenNames()
+	if err != nil {
+		return err
+	}
+	n.given.Store(&names)
 	n.dns, err = dns.New(dns.Config{
 		Domain: c.Domain, Prefixes: []netip.Prefix{c.Prefix4, c.Prefix6},
 		Gateway: []netip.Addr{c.Gateway4, c.Gateway6}, Host: []netip.Addr{c.Gateway4, c.Gateway6},
@@ -60,7 +67,7 @@ func (n *Network) startServices() error {
 		Prefix: c.Prefix4, Gateway: c.Gateway4, DNS: []netip.Addr{c.DNS4}, First: c.First4,
 		Prefix6: c.Prefix6, Gateway6: c.Gateway6, DNS6: []netip.Addr{c.DNS6},
 		MTU: mtu, LargeMTU: large, Domain: c.Domain, Search: append([]string{c.Domain}, c.Search...),
-		Static: static, NoNames: []string{"gateway", "host"},
+		Static: static, NoNames: slices.AppendSeq([]string{"gateway", "host"}, maps.Values(names)),
 		InUse: n.inUse, OnLease: n.leased,
 	})
 	if err != nil {
@@ -73,6 +80,7 @@ func (n *Network) startServices() error {
 			return fmt.Errorf("network %s: %w", c.Name, err)
 		}
 	}
+	n.nameGiven(nil)
 	if c.StateDir != "" {
 		if err := n.openState(); err != nil {
 			n.dns.Close()
@@ -175,7 +183,8 @@ func (n *Network) leased(l dhcp.Lease, e dhcp.Event) {
 
 // shown is told of each address that a guest shows for the first time.
 func (n *Network) shown(a netip.Addr, m mac) {
-	if n.cfg.Prefix6.Contains(a) { // made by the guest itself, so no lease tells of it
+	// Made by the guest itself, so no lease tells of it; or by whoever called it by name.
+	if n.cfg.Prefix6.Contains(a) || n.cfg.Prefix4.Contains(a) && n.givenName(m) != "" {
 		n.name(dhcp.MAC(m))
 	}
 }
@@ -183,20 +192,28 @@ func (n *Network) shown(a netip.Addr, m mac) {
 // name makes the resolver know what is known of a MAC: the name of its leases, their addresses and those that it made
 // itself (RFC 4862) under the IPv6 prefix.
 func (n *Network) name(m dhcp.MAC) {
-	name := ""
+	name := n.givenName(mac(m))
+	given := name != ""
 	var addrs []netip.Addr
 	for _, l := range n.dhcp.ByMAC(m) {
-		if l.Name != "" {
+		if l.Name != "" && !given {
 			name = l.Name
 		}
 		addrs = append(addrs, l.Addr)
+	}
+	if given {
+		for a, of := range *n.reserved.Load() {
+			if of == mac(m) {
+				addrs = append(addrs, a)
+			}
+		}
 	}
 	if name == "" {
 		n.dns.RemoveHost(m.String())
 		return
 	}
 	for _, a := range n.seg.addrsOf(mac(m)) {
-		if n.cfg.Prefix6.Contains(a) {
+		if n.cfg.Prefix6.Contains(a) || given && n.cfg.Prefix4.Contains(a) {
 			addrs = append(addrs, a)
 		}
 	}

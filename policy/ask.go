@@ -46,6 +46,18 @@ type Question struct {
 	Outcome string `json:"outcome,omitempty"`
 }
 
+// String is the question in a line, with its outcome if it has one.
+func (q Question) String() string {
+	to := q.Dst.String()
+	if q.Name != "" {
+		to = fmt.Sprintf("%s:%d (%s)", q.Name, q.Dst.Port(), q.Dst.Addr())
+	}
+	if q.Outcome != "" {
+		return fmt.Sprintf("%s %s: %s", q.Proto, to, q.Outcome)
+	}
+	return fmt.Sprintf("%s %s?", q.Proto, to)
+}
+
 // Scope is how long an answer holds.
 type Scope uint8
 

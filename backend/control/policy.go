@@ -61,14 +61,9 @@ func NewPolicy(n *backend.Network, d policy.Document, audit *slog.Logger) (*poli
 }
 
 func questionEvent(n *backend.Network, q policy.Question) {
-	e := backend.Event{Kind: backend.EventQuestion, Guest: q.Guest, Subject: strconv.FormatUint(q.ID, 10)}
-	to := q.Dst.String()
-	if q.Name != "" {
-		to = fmt.Sprintf("%s:%d (%s)", q.Name, q.Dst.Port(), q.Dst.Addr())
-	}
-	e.Text = fmt.Sprintf("%s %s?", q.Proto, to)
+	e := backend.Event{Kind: backend.EventQuestion, Guest: q.Guest, Subject: strconv.FormatUint(q.ID, 10), Text: q.String()}
 	if q.Outcome != "" {
-		e.Kind, e.Text = backend.EventAnswer, fmt.Sprintf("%s %s: %s", q.Proto, to, q.Outcome)
+		e.Kind = backend.EventAnswer
 	}
 	n.Note(e)
 }
