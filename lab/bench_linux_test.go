@@ -47,7 +47,7 @@ func standalone(t *testing.T, n *topology.Node, networks ...topology.Network) *b
 		plug: func(_ int, l link.Link) {
 			go func() {
 				defer l.Close()
-				for b := new(link.Batch); l.ReadFrames(b) == nil; {
+				for b := new(link.Batch); l.ReadFrames(b) == nil; b.Next() {
 				}
 			}()
 		},

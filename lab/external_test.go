@@ -28,7 +28,7 @@ func TestExternal(t *testing.T) {
 		go func() {
 			defer l.Close()
 			var batch link.Batch
-			for l.ReadFrames(&batch) == nil {
+			for ; l.ReadFrames(&batch) == nil; batch.Next() {
 				for _, f := range batch.Frames {
 					got <- b.node.Interfaces[i].Name + " " + string(batch.AppendTo(nil, f)[:4])
 				}

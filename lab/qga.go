@@ -41,7 +41,7 @@ const (
 	qgaInput = 8 << 20
 	// qgaAgain is when another sync is sent to an agent that did not answer one: it comes up, or its guest was restarted,
 	// and what it had not read was lost.
-	qgaAgain = 5 * time.Second
+	qgaAgain = 2 * time.Second
 	// qgaUnheard is how many such syncs may yet be answered. They fit into any socket's buffer.
 	qgaUnheard = 16
 	// qgaPatience bounds the wait for an answer, beside the caller's own context. Agents answer at once, but an emulated

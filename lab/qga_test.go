@@ -189,7 +189,7 @@ func TestQGAFlood(t *testing.T) {
 			}
 		}
 	}()
-	for sent.Load() < 2*qgaLongest {
+	for sent.Load() < qgaLongest*5/4 {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		if err := g.reachable(ctx); !errors.Is(err, errAgentSilent) {
 			t.Errorf("reachable: %v", err)
