@@ -811,7 +811,3 @@ func TestOutput(t *testing.T) {
 		}
 	})
 }
-
-func testLog(t *testing.T) *slog.Logger {
-	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-}
