@@ -43,7 +43,7 @@ func standalone(t *testing.T, n *topology.Node, networks ...topology.Network) *b
 	})
 	return &bench{
 		lab: &topology.Lab{Name: "bench", Networks: networks, Nodes: []topology.Node{*n}}, node: n,
-		dir: t.TempDir(), keep: t.TempDir(), base: t.TempDir(), console: c, log: testLog(t),
+		dir: t.TempDir(), keep: t.TempDir(), base: t.TempDir(), console: c, log: benchLog(t),
 		plug: func(_ int, l link.Link) {
 			go func() {
 				defer l.Close()

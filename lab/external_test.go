@@ -22,7 +22,7 @@ func TestExternal(t *testing.T) {
 	b := &bench{
 		lab: &topology.Lab{}, dir: dir, base: dir,
 		node: &topology.Node{Name: "x", Interfaces: []topology.Interface{{Name: "eth0"}, {Name: "eth1", Door: "unix:by-hand"}}},
-		log:  testLog(t),
+		log:  benchLog(t),
 	}
 	b.plug = func(i int, l link.Link) {
 		go func() {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -265,3 +266,6 @@ func FuzzQGA(f *testing.F) {
 		g.Close()
 	})
 }
+
+// benchLog logs with the test.
+func benchLog(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
