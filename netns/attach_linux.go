@@ -61,7 +61,7 @@ func Attach(ctx context.Context, cfg Config) (*TAP, error) {
 	for _, s := range [][2]string{{"accept_dad", "0"}, {"router_solicitation_delay", "0"}, {"accept_ra", "2"}} { // also one that forwards
 		e.write("/proc/sys/net/ipv6/conf/"+cfg.Name+"/"+s[0], s[1])
 	}
-	if cfg.NoDefault {
+	if cfg.NoDefault6 {
 		e.write("/proc/sys/net/ipv6/conf/"+cfg.Name+"/accept_ra_defrtr", "0")
 	}
 	if cfg.Ping {
@@ -80,7 +80,7 @@ func Attach(ctx context.Context, cfg Config) (*TAP, error) {
 		unix.Close(fds[2])
 		return nil, &Error{Op: "set the TAP up", Err: err}
 	}
-	t.noDefault = cfg.NoDefault
+	t.noDefault = cfg.NoDefault4
 	t.Name, t.route, t.packet = cfg.Name, newNetlink(fds[1]), os.NewFile(uintptr(fds[2]), "packet")
 	if err := t.setUp(cfg); err != nil {
 		t.Close()

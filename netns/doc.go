@@ -46,8 +46,8 @@ type Config struct {
 	// Ping lets all groups that the namespace knows open ping sockets (net.ipv4.ping_group_range).
 	Ping bool
 
-	// NoDefault keeps DHCP and router advertisements from giving a default route: another interface has it.
-	NoDefault bool
+	// NoDefault4 and NoDefault6 keep DHCP and router advertisements from giving a default route: another interface has it.
+	NoDefault4, NoDefault6 bool
 
 	// Resolv is the path of a file that PID's mount namespace is to have for /etc/resolv.conf. PID must have that
 	// namespace for itself, as commands of Hold do. Services that would answer for it, nscd and systemd-resolved, are

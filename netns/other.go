@@ -53,6 +53,7 @@ func Join([]*os.File, Process) (*os.Process, error)                   { return n
 func (*Space) Attach(context.Context, Config) (*TAP, error)           { return nil, ErrLinux }
 func (*Space) Start(Process) (*os.Process, error)                     { return nil, ErrLinux }
 func (*Space) Dial(context.Context, string, string) (net.Conn, error) { return nil, ErrLinux }
+func (*Space) Open(string) (*os.File, error)                          { return nil, ErrLinux }
 func (*Space) Sysctl(string, string) error                            { return ErrLinux }
 func (*Space) Files() ([]*os.File, error)                             { return nil, ErrLinux }
 func (*Space) Processes() ([]int, error)                              { return nil, ErrLinux }

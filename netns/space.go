@@ -19,8 +19,9 @@ type SpaceOptions struct {
 type Process struct {
 	// Args are the program and its arguments. A program without a slash is looked for in Env's PATH.
 	Args []string
-	Env  []string // the caller's if nil; of two with one name the last counts
-	Dir  string   // the caller's if empty
+	// Env is the caller's if nil; of two with one name the last counts. Its PATH gets the folders of root's programs added.
+	Env []string
+	Dir string // the caller's if empty, or / where that is hidden
 	// Files are its descriptors, from 0 on. One that is nil, or that is not there of the first three, is /dev/null.
 	Files []*os.File
 	// Session begins a session: the caller's terminal cannot stop it, nor all of what it starts. With Terminal, Files[0]
@@ -30,6 +31,6 @@ type Process struct {
 	// if 0. Its children do not get it.
 	DeathSignal syscall.Signal
 
-	path string
-	null *os.File
+	path, dir string
+	null      *os.File
 }

@@ -173,6 +173,9 @@ func (s *Space) End(ctx context.Context) error {
 		for _, pid := range list {
 			if !told[pid] {
 				told[pid] = true
+				if ignores(pid, unix.SIGTERM) { // shells at a terminal do, and go when that does
+					m.signal(pid, unix.SIGHUP)
+				}
 				m.signal(pid, unix.SIGTERM)
 				m.signal(pid, unix.SIGCONT) // one that is stopped does not hear the other
 			}
@@ -182,6 +185,15 @@ func (s *Space) End(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// ignores says that a process ignores a signal.
+func ignores(pid int, sig unix.Signal) bool {
+	text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	_, rest, _ := strings.Cut(string(text), "\nSigIgn:\t")
+	hex, _, _ := strings.Cut(rest, "\n")
+	mask, err := strconv.ParseUint(hex, 16, 64)
+	return err == nil && mask&(1<<(sig-1)) != 0
 }
 
 // signal sends a signal to a member, and to nobody who has its number after it.

@@ -239,7 +239,7 @@ func TestStartErrors(t *testing.T) {
 		{Process{Args: []string{filepath.Join(dir, "none")}}, fs.ErrNotExist},
 		{Process{Args: []string{dir}}, fs.ErrPermission},
 		{Process{Args: []string{"there-is-no-such-program"}}, exec.ErrNotFound},
-		{Process{Args: []string{"true"}, Env: []string{"PATH=.:/there/is/none"}}, exec.ErrNotFound},
+		{Process{Args: []string{"bad"}, Dir: dir, Env: []string{"PATH=.::/there/is/none"}}, exec.ErrNotFound},
 		{Process{Args: []string{"true"}, Dir: filepath.Join(dir, "none")}, fs.ErrNotExist},
 		{Process{Args: []string{"true"}, Dir: bad}, unix.ENOTDIR},
 		{Process{}, nil},
@@ -530,7 +530,7 @@ func TestSpaceAttach(t *testing.T) {
 	s := space(t, SpaceOptions{})
 	var taps []*TAP
 	for i := range 2 {
-		tap, err := s.Attach(t.Context(), Config{Name: fmt.Sprintf("eth%d", i), MTU: 1400 + i, NoDefault: i == 1})
+		tap, err := s.Attach(t.Context(), Config{Name: fmt.Sprintf("eth%d", i), MTU: 1400 + i, NoDefault6: i == 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -579,7 +579,7 @@ func TestEnd(t *testing.T) {
 	}
 	defer r.Close()
 	lines := []string{
-		"trap '' TERM; echo deaf; while :; do sleep 1; done",
+		"trap '' TERM HUP; echo deaf; while :; do sleep 1; done",
 		"(setsid sleep 600 >/dev/null & setsid sleep 600 >/dev/null &) ; echo gone",
 		"sleep 600 & kill -STOP $!; echo stopped; wait",
 		"unshare -n true 2>/dev/null && exec unshare -Urnm sh -c 'echo below; exec sleep 600' || echo no unshare",
@@ -617,11 +617,28 @@ func TestEnd(t *testing.T) {
 	if ctx.Err() == nil {
 		t.Error("it did not wait for who did not hear SIGTERM")
 	}
-	// Where all hear, it does not wait.
-	if proc, err := s.Start(sh("exec sleep 600")); err != nil {
-		t.Error(err)
-	} else {
+	// Where all hear, it does not wait; a shell hears another signal.
+	for _, l := range []string{"exec sleep 600", "trap '' TERM; echo; read x <&3"} {
+		r3, w3, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w3.Close()
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		proc, err := s.Start(Process{Args: []string{"sh", "-c", l}, Files: []*os.File{nil, w, nil, r3}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r3.Close()
+		w.Close()
 		wg.Go(func() { proc.Wait() })
+		if strings.Contains(l, "echo") {
+			r.Read(b) // it does not hear the other by now
+		}
+		r.Close()
 	}
 	if err := s.End(t.Context()); err != nil {
 		t.Error(err)

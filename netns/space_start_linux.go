@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"unsafe"
@@ -107,12 +108,14 @@ func (p *Process) prepare() (e *errand, done func(), err error) {
 			}
 		}
 	}
-	if p.Dir == "" {
-		if p.Dir, err = os.Getwd(); err != nil {
-			p.Dir = "/"
+	dir := p.Dir
+	if dir == "" {
+		if dir, err = os.Getwd(); err != nil {
+			dir = "/"
 		}
 	}
-	p.Env = (&exec.Cmd{Env: p.Env, Dir: p.Dir}).Environ() // of two with one name, the last
+	p.dir = dir
+	p.Env = withRoots((&exec.Cmd{Env: p.Env, Dir: dir}).Environ()) // of two with one name, the last
 	if p.path, err = lookPath(p.Args[0], p.Env); err != nil {
 		return nil, nil, err
 	}
@@ -140,7 +143,8 @@ func (p *Process) prepare() (e *errand, done func(), err error) {
 
 // finish adds what there is to do in the space.
 func (p *Process) finish(e *errand) {
-	e.add("change to "+p.Dir, unix.SYS_CHDIR, e.str(p.Dir))
+	k := e.add(chdirStep, unix.SYS_CHDIR, e.str(p.dir))
+	e.steps[k-1].may = p.Dir == "" // the caller's may not be there; then it is in /
 	if p.Session {
 		e.add("begin a session", unix.SYS_SETSID)
 	}
@@ -165,7 +169,7 @@ func (p *Process) finish(e *errand) {
 	}
 	if p.DeathSignal != 0 { // not before: a change of user takes it back
 		e.add("ask for a signal", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(p.DeathSignal), 0, 0, 0)
-		k := e.add("look who is the parent", unix.SYS_GETPPID) // it may have ended before
+		k = e.add("look who is the parent", unix.SYS_GETPPID) // it may have ended before
 		e.steps[k-1].want = uintptr(os.Getpid())
 	}
 	e.signals()
@@ -173,8 +177,8 @@ func (p *Process) finish(e *errand) {
 	e.add(execStep, unix.SYS_EXECVE, e.str(p.path), argv, envp)
 }
 
-// execStep is what the last step is called.
-const execStep = "exec"
+// What steps are called whose errors are os's.
+const execStep, chdirStep = "exec", "chdir"
 
 // start runs the errand.
 func (p *Process) start(e *errand) (*os.Process, error) {
@@ -183,9 +187,9 @@ func (p *Process) start(e *errand) (*os.Process, error) {
 		var f *Error
 		switch {
 		case errors.As(err, &f) && f.Op == execStep:
-			return nil, &os.PathError{Op: "exec", Path: p.path, Err: f.Err}
-		case errors.As(err, &f) && strings.HasPrefix(f.Op, "change to "):
-			return nil, &os.PathError{Op: "chdir", Path: p.Dir, Err: f.Err}
+			return nil, &os.PathError{Op: execStep, Path: p.path, Err: f.Err}
+		case errors.As(err, &f) && f.Op == chdirStep:
+			return nil, &os.PathError{Op: chdirStep, Path: p.dir, Err: f.Err}
 		}
 		return nil, explain(err)
 	}
@@ -247,6 +251,24 @@ var firstLimit = sync.OnceValue(func() *unix.Rlimit {
 	}
 	return &lim
 })
+
+// withRoots has PATH go on with the folders of root's programs, ip(8) say, which a user's often lacks.
+func withRoots(env []string) []string {
+	for i, v := range env {
+		path, ok := strings.CutPrefix(v, "PATH=")
+		if !ok {
+			continue
+		}
+		list := filepath.SplitList(path)
+		for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+			if !slices.Contains(list, dir) {
+				path = strings.TrimPrefix(path+":"+dir, ":")
+			}
+		}
+		env[i] = "PATH=" + path
+	}
+	return env
+}
 
 // lookPath finds a program as env's PATH has it.
 func lookPath(name string, env []string) (string, error) {
