@@ -20,7 +20,8 @@ import (
 // One request is under way at a time: lock is held by who made it. The agent must have answered a sync before; a request
 // without an answer, and an answer that is none, ask for another.
 type qga struct {
-	conn net.Conn
+	conn    net.Conn
+	longest int // bytes of an answer
 
 	lock    chan struct{} // holds one token
 	answers chan []byte   // lines, from the one reader
@@ -50,8 +51,10 @@ const (
 )
 
 // newQGA takes conn over. Close it when its guest has ended.
-func newQGA(conn net.Conn) *qga {
-	g := &qga{conn: conn, lock: make(chan struct{}, 1), answers: make(chan []byte, 1), ended: make(chan struct{})}
+func newQGA(conn net.Conn) *qga { return limitedQGA(conn, qgaLongest) }
+
+func limitedQGA(conn net.Conn, longest int) *qga {
+	g := &qga{conn: conn, longest: longest, lock: make(chan struct{}, 1), answers: make(chan []byte, 1), ended: make(chan struct{})}
 	g.lock <- struct{}{}
 	g.wg.Go(g.read)
 	return g
@@ -69,7 +72,7 @@ func (g *qga) read() {
 	defer close(g.ended)
 	r := bufio.NewReaderSize(g.conn, 64<<10)
 	for {
-		line, err := qgaLine(r)
+		line, err := qgaLine(r, g.longest)
 		if err != nil {
 			return
 		}
@@ -83,7 +86,7 @@ func (g *qga) read() {
 
 // qgaLine reads an answer. What stands before a byte 0xff is none of it; of one that is too long only so much is left that it
 // is seen to be none.
-func qgaLine(r *bufio.Reader) ([]byte, error) {
+func qgaLine(r *bufio.Reader, longest int) ([]byte, error) {
 	var line []byte
 	over := false
 	for {
@@ -91,7 +94,7 @@ func qgaLine(r *bufio.Reader) ([]byte, error) {
 		if i := bytes.LastIndexByte(part, 0xff); i >= 0 {
 			line, part, over = nil, part[i+1:], false
 		}
-		if over = over || len(line)+len(part) > qgaLongest; over {
+		if over = over || len(line)+len(part) > longest; over {
 			line = nil
 		} else {
 			line = append(line, part...)

@@ -21,6 +21,9 @@ import (
 	"github.com/vmnetd/vmnetd/lab/guest"
 )
 
+// testLongest is an answer with all that our own agent keeps of a stream, in base64. A smaller one than qgaLongest is sooner full.
+const testLongest = 6 << 20
+
 // agentPair is a client and the conn that its agent answers at.
 func agentPair(t testing.TB) (*qga, net.Conn) {
 	t.Helper()
@@ -33,7 +36,7 @@ func agentPair(t testing.TB) (*qga, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := newQGA(ours)
+	g := limitedQGA(ours, testLongest)
 	t.Cleanup(func() {
 		theirs.Close()
 		g.Close()
@@ -79,9 +82,9 @@ func TestQGAExec(t *testing.T) {
 		{name: "no folder", command: Command{Args: []string{"pwd"}, Dir: "/no/such"}, code: 126, err: "*"},
 		{name: "no program", command: Command{Args: []string{"/no/such"}}, fails: "/no/such"},
 		{name: "no command", fails: "no command"},
-		{name: "more than is kept", command: Command{Args: []string{"head", "-c", "5000000", "/dev/zero"}}, fails: "there was more"},
+		{name: "more than is kept", command: Command{Args: []string{"head", "-c", "4200000", "/dev/zero"}}, fails: "there was more"},
 		{name: "more than is taken", command: Command{Args: []string{"cat"}, Stdin: io.LimitReader(zeros{}, qgaInput+1)}, fails: "8 MiB"},
-		{name: "as much as is taken", command: Command{Args: []string{"wc", "-c"}, Stdin: io.LimitReader(zeros{}, qgaInput)}, out: fmt.Sprintln(qgaInput)},
+		{name: "a lot", command: Command{Args: []string{"cat"}, Stdin: io.LimitReader(zeros{}, 1<<20)}, out: string(make([]byte, 1<<20))},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out, complaint bytes.Buffer
@@ -190,7 +193,7 @@ func TestQGAFlood(t *testing.T) {
 			}
 		}
 	}()
-	for sent.Load() < qgaLongest*5/4 {
+	for sent.Load() < 5*testLongest {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		if err := g.reachable(ctx); !errors.Is(err, errAgentSilent) {
 			t.Errorf("reachable: %v", err)
