@@ -271,11 +271,11 @@ func (r *reader) keys(v config.Value, what string, known []key, each func(name s
 	})
 }
 
-var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+var dnsLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // isName says whether s may be a name: a DNS label (RFC 1123 §2.1), which has a letter so that it is no number.
 func isName(s string) bool {
-	return label.MatchString(s) && strings.ContainsAny(s, "abcdefghijklmnopqrstuvwxyz")
+	return dnsLabel.MatchString(s) && strings.ContainsAny(s, "abcdefghijklmnopqrstuvwxyz")
 }
 
 const wantName = "want a host's name: small letters, digits and - inside, a letter among them, 63 at most"
@@ -403,7 +403,7 @@ func (r *reader) domain(v config.Value) string {
 		return ""
 	}
 	for part := range strings.SplitSeq(s, ".") {
-		if !label.MatchString(part) || len(s) > 200 { // 253 (RFC 1035 §2.3.4) with a host's name before it
+		if !dnsLabel.MatchString(part) || len(s) > 200 { // 253 (RFC 1035 §2.3.4) with a host's name before it
 			r.fail(v.Place(), "domain: %.60q: want a domain as lab.internal", s)
 			return ""
 		}
@@ -1155,7 +1155,7 @@ func checkCondition(kind, arg string) error {
 
 func hostName(s string) bool {
 	for part := range strings.SplitSeq(strings.TrimSuffix(strings.ToLower(s), "."), ".") {
-		if !label.MatchString(part) {
+		if !dnsLabel.MatchString(part) {
 			return false
 		}
 	}
