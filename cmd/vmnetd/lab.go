@@ -131,23 +131,22 @@ func (f *labFlag) running() (labDir, error) {
 	return d, hintError{fmt.Errorf("no lab %q is up", d.name), "'vmnetd lab up FILE' starts one"}
 }
 
-// labFileOf is the file that an argument names, or the default one.
-func labFileOf(a []string) (string, error) {
-	name := defaultLabFile
+// labFileOf is the file that an argument names, or the default one: as it was named, and its whole path.
+func labFileOf(a []string) (name, path string, err error) {
+	name = defaultLabFile
 	if len(a) > 0 {
 		name = a[0]
 	}
-	path, err := filepath.Abs(name)
-	if err != nil {
-		return "", err
+	if path, err = filepath.Abs(name); err != nil {
+		return "", "", err
 	}
 	if _, err := os.Stat(path); err != nil {
 		if errors.Is(err, fs.ErrNotExist) && len(a) == 0 {
-			return "", hintError{usagef("there is no %s here", defaultLabFile), "name a file, or 'vmnetd lab init' writes some to start from"}
+			return "", "", hintError{usagef("there is no %s here", defaultLabFile), "name a file, or 'vmnetd lab init' writes some to start from"}
 		}
-		return "", err
+		return "", "", err
 	}
-	return path, nil
+	return name, path, nil
 }
 
 // variables reads what --set says.
@@ -190,13 +189,13 @@ up all the same, for a look at it.`,
 			if err != nil {
 				return err
 			}
-			file, err := labFileOf(a)
+			name, file, err := labFileOf(a)
 			if err != nil {
 				return err
 			}
-			t, err := topology.Read(file, vars)
+			t, err := topology.Read(name, vars)
 			if err != nil {
-				return usageError{err}
+				return err
 			}
 			d, err := labNamed(t.Name)
 			if err != nil {
@@ -423,6 +422,10 @@ func (u *labUp1) wait(ctx context.Context, changed bool) error {
 		if coming == 0 {
 			p.done()
 			if len(failed) > 0 {
+				const most = 5 // more than that nobody reads in a row, and 'lab ls' has them in lines
+				if n := len(failed) - most; n > 0 {
+					failed = append(failed[:most], fmt.Sprintf("and %d more", n))
+				}
 				return hintError{fmt.Errorf("lab %s is not as it should be: %s", u.d.name, visible(strings.Join(failed, "; "))), u.stays()}
 			}
 			if changed {
@@ -485,7 +488,7 @@ gone. Of a lab whose process was killed, what is left is found and taken away. T
 func labToEnd(a []string) (labDir, error) {
 	if len(a) == 0 {
 		if len(labs()) == 0 {
-			if file, err := labFileOf(nil); err == nil {
+			if _, file, err := labFileOf(nil); err == nil {
 				if t, err := topology.Read(file, nil); err == nil { // its overlays may be left
 					return labNamed(t.Name)
 				}
@@ -502,7 +505,7 @@ func labToEnd(a []string) (labDir, error) {
 		if d, ok := labOf(file); ok { // whatever is in it now
 			return d, nil
 		}
-		t, err := topology.Read(file, nil)
+		t, err := topology.Read(a[0], nil)
 		if err != nil {
 			return labDir{}, fmt.Errorf("no lab is up from this file, and its name cannot be read: %w", err)
 		}
@@ -722,11 +725,11 @@ func labCheckCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			file, err := labFileOf(a)
+			name, _, err := labFileOf(a)
 			if err != nil {
 				return err
 			}
-			t, err := topology.Read(file, vars)
+			t, err := topology.Read(name, vars)
 			if err != nil {
 				return err
 			}
@@ -766,11 +769,11 @@ func labGraphCommand() *cobra.Command {
 			if forms := []string{"text", "svg"}; !slices.Contains(forms, form) {
 				return usagef("-o %s: %s", form, didYouMean(form, forms))
 			}
-			file, err := labFileOf(a)
+			name, file, err := labFileOf(a)
 			if err != nil {
 				return err
 			}
-			t, err := topology.Read(file, vars)
+			t, err := topology.Read(name, vars)
 			if err != nil {
 				return err
 			}

@@ -167,7 +167,7 @@ func (d labDir) lock(ctx context.Context, tell func()) (unlock func(), err error
 	const soon = 300 * time.Millisecond // most are done by then, and a line would be noise
 	late := time.Now().Add(soon)
 	for {
-		if _, err := makeRuntimeDir(); err != nil {
+		if _, err := makeRuntimeDir(); err != nil && !errors.Is(err, fs.ErrNotExist) { // whoever was last has just removed it
 			return nil, err
 		}
 		// Whose file has gone by the time that it is locked has locked nothing.
