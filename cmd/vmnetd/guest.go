@@ -101,6 +101,7 @@ failed, with the reason on stderr; 2 if the command line was wrong.`,
 		running.Wait()
 		return err
 	}
+	c.AddCommand(guestAgentCommand())
 	return c
 }
 
