@@ -169,7 +169,7 @@ func play(t *testing.T, s *stage) *Lab {
 	return l
 }
 
-func netnsNode(name string, more func(*topology.Node)) topology.Node {
+func actorNode(name string, more func(*topology.Node)) topology.Node {
 	n := topology.Node{Name: name, Base: name, Kind: topology.KindNetns, Command: []string{"sleep", "inf"}}
 	if more != nil {
 		more(&n)
@@ -213,10 +213,10 @@ func TestStartOrder(t *testing.T) {
 		l := play(t, s)
 		begin := time.Now()
 		apply(t, l, top(
-			netnsNode("web", func(n *topology.Node) { n.After = []string{"db", "cache"} }),
-			netnsNode("db", func(n *topology.Node) { n.Setup = []string{"one", "two"} }),
-			netnsNode("cache", nil),
-			netnsNode("alone", nil),
+			actorNode("web", func(n *topology.Node) { n.After = []string{"db", "cache"} }),
+			actorNode("db", func(n *topology.Node) { n.Setup = []string{"one", "two"} }),
+			actorNode("cache", nil),
+			actorNode("alone", nil),
 		))
 		synctest.Wait()
 		if got := states(l); got != "web waiting, db starting, cache starting, alone starting" {
@@ -396,8 +396,8 @@ func TestFailures(t *testing.T) {
 					}
 				}
 				l := play(t, s)
-				lab := top(netnsNode("web", d.node), netnsNode("other", nil),
-					netnsNode("behind", func(n *topology.Node) { n.After = []string{"web"} }))
+				lab := top(actorNode("web", d.node), actorNode("other", nil),
+					actorNode("behind", func(n *topology.Node) { n.After = []string{"web"} }))
 				begin := time.Now()
 				apply(t, l, lab)
 				err := l.Wait(t.Context())
@@ -449,7 +449,7 @@ func TestWaitIsBounded(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := &stage{dial: func(*actor, string) error { return errors.New("connection refused") }}
 		l := play(t, s)
-		apply(t, l, top(netnsNode("web", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "tcp", Arg: "80"}} })))
+		apply(t, l, top(actorNode("web", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "tcp", Arg: "80"}} })))
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		err := l.Wait(ctx)
@@ -493,7 +493,7 @@ func TestConditions(t *testing.T) {
 			},
 		}
 		l := play(t, s)
-		apply(t, l, top(netnsNode("web", func(n *topology.Node) {
+		apply(t, l, top(actorNode("web", func(n *topology.Node) {
 			n.Wait = []topology.Condition{{Kind: "address"}, {Kind: "agent"}, {Kind: "tcp", Arg: "80"}, {Kind: "exec", Arg: "test -e /x"},
 				{Kind: "ping", Arg: "10.0.0.9"}, {Kind: "tcp", Arg: "db:5432"}, {Kind: "log", Arg: "^started$"}, {Kind: "exit"}}
 		})))
@@ -542,7 +542,7 @@ func TestRestart(t *testing.T) {
 			return nil
 		}}
 		l := play(t, s)
-		apply(t, l, top(netnsNode("web", func(n *topology.Node) { n.Restart = true })))
+		apply(t, l, top(actorNode("web", func(n *topology.Node) { n.Restart = true })))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if st := l.Node("web").Status(); st.State != topology.StateReady || st.Restarts != 6 {
@@ -592,7 +592,7 @@ func TestStopIsBounded(t *testing.T) {
 			return nil
 		}}
 		l := play(t, s)
-		apply(t, l, top(netnsNode("bug", nil), netnsNode("slow", nil), netnsNode("stuck", nil), netnsNode("good", nil)))
+		apply(t, l, top(actorNode("bug", nil), actorNode("slow", nil), actorNode("stuck", nil), actorNode("good", nil)))
 		if err := l.Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -635,12 +635,12 @@ func TestCloseWhileStarting(t *testing.T) {
 		}
 		l := play(t, s)
 		apply(t, l, top(
-			netnsNode("starts", nil),
-			netnsNode("setup", func(n *topology.Node) { n.Setup = []string{"sleep inf"} }),
-			netnsNode("tcp", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "tcp", Arg: "80"}} }),
-			netnsNode("log", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "log", Arg: "x"}} }),
-			netnsNode("exit", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "exit"}} }),
-			netnsNode("waits", func(n *topology.Node) { n.After = []string{"starts"} }),
+			actorNode("starts", nil),
+			actorNode("setup", func(n *topology.Node) { n.Setup = []string{"sleep inf"} }),
+			actorNode("tcp", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "tcp", Arg: "80"}} }),
+			actorNode("log", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "log", Arg: "x"}} }),
+			actorNode("exit", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "exit"}} }),
+			actorNode("waits", func(n *topology.Node) { n.After = []string{"starts"} }),
 		))
 		synctest.Wait()
 		waited := make(chan error, 1)
@@ -669,7 +669,7 @@ func TestStopStart(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := &stage{}
 		l := play(t, s)
-		lab := top(netnsNode("web", nil), netnsNode("db", nil))
+		lab := top(actorNode("web", nil), actorNode("db", nil))
 		apply(t, l, lab)
 		if err := l.Wait(t.Context()); err != nil {
 			t.Fatal(err)
@@ -720,22 +720,22 @@ func TestImpossible(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := &stage{}
 		l := play(t, s)
-		apply(t, l, top(netnsNode("web", nil)))
+		apply(t, l, top(actorNode("web", nil)))
 		for _, d := range []struct {
 			lab  *topology.Lab
 			want string
 		}{
 			{&topology.Lab{Name: "other"}, "this lab is play: it cannot become other"},
-			{top(netnsNode("a", nil), netnsNode("a", nil)), `node "a": another one has this name`},
-			{top(netnsNode("../a", nil)), `node "../a"`},
-			{top(netnsNode("a", func(n *topology.Node) { n.Kind = "docker" })), `there is no kind "docker"`},
-			{top(netnsNode("a", func(n *topology.Node) { n.Interfaces = []topology.Interface{{Name: "eth0", Network: "lan"}} })), `in "lan", which is no network`},
-			{top(netnsNode("a", func(n *topology.Node) { n.After = []string{"b"} })), "after b, which is no node"},
-			{top(netnsNode("a", func(n *topology.Node) { n.After = []string{"b"} }), netnsNode("b", func(n *topology.Node) { n.After = []string{"a"} })),
+			{top(actorNode("a", nil), actorNode("a", nil)), `node "a": another one has this name`},
+			{top(actorNode("../a", nil)), `node "../a"`},
+			{top(actorNode("a", func(n *topology.Node) { n.Kind = "docker" })), `there is no kind "docker"`},
+			{top(actorNode("a", func(n *topology.Node) { n.Interfaces = []topology.Interface{{Name: "eth0", Network: "lan"}} })), `in "lan", which is no network`},
+			{top(actorNode("a", func(n *topology.Node) { n.After = []string{"b"} })), "after b, which is no node"},
+			{top(actorNode("a", func(n *topology.Node) { n.After = []string{"b"} }), actorNode("b", func(n *topology.Node) { n.After = []string{"a"} })),
 				"nodes wait for each other: a after b after a"},
-			{top(netnsNode("a", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "log", Arg: "("}} })), "wait: log: error parsing regexp"},
-			{top(netnsNode("a", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "tcp", Arg: "http"}} })), "neither a port nor HOST:PORT"},
-			{top(netnsNode("a", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "moon"}} })), `there is no "moon"`},
+			{top(actorNode("a", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "log", Arg: "("}} })), "wait: log: error parsing regexp"},
+			{top(actorNode("a", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "tcp", Arg: "http"}} })), "neither a port nor HOST:PORT"},
+			{top(actorNode("a", func(n *topology.Node) { n.Wait = []topology.Condition{{Kind: "moon"}} })), `there is no "moon"`},
 			{&topology.Lab{Name: "play", Networks: []topology.Network{{Name: "x"}, {Name: "x"}}}, `network "x": another one`},
 		} {
 			if _, err := l.Apply(t.Context(), d.lab); err == nil || !strings.Contains(err.Error(), d.want) {
@@ -756,19 +756,19 @@ func TestOneAtATime(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := &stage{stop: func(ctx context.Context, a *actor) error { time.Sleep(5 * time.Second); return nil }}
 		l := play(t, s)
-		apply(t, l, top(netnsNode("web", nil)))
+		apply(t, l, top(actorNode("web", nil)))
 		if err := l.Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		first := make(chan error, 1)
-		go func() { _, err := l.Apply(t.Context(), top(netnsNode("db", nil))); first <- err }()
+		go func() { _, err := l.Apply(t.Context(), top(actorNode("db", nil))); first <- err }()
 		synctest.Wait()
 		short, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := l.Apply(short, top()); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "being changed by somebody else") {
 			t.Errorf("who waits for a second got %v", err)
 		}
-		if _, err := l.Apply(t.Context(), top(netnsNode("db", nil), netnsNode("web", nil))); err != nil {
+		if _, err := l.Apply(t.Context(), top(actorNode("db", nil), actorNode("web", nil))); err != nil {
 			t.Error(err)
 		}
 		if err := <-first; err != nil {
@@ -795,7 +795,7 @@ func TestOutput(t *testing.T) {
 			return 0, nil
 		}}
 		l := play(t, s)
-		apply(t, l, top(netnsNode("web", nil)))
+		apply(t, l, top(actorNode("web", nil)))
 		if err := l.Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
