@@ -656,6 +656,23 @@ func (l *loop) readDue() {
 
 func (l *loop) writeDue() { l.post(l.again) }
 
+// watchTimer has fire called each time that a timer of the wire's has come to its end. It is for any goroutine.
+func (l *loop) watchTimer(c syscall.RawConn, fire, failed func()) {
+	l.post(func() {
+		var err error
+		c.Control(func(fd uintptr) { // unless it has ended meanwhile
+			_, err = l.watch(int(fd), unix.EPOLLIN|unix.EPOLLET, func(events uint32) {
+				if events != watchedEnds {
+					fire()
+				}
+			})
+		})
+		if err != nil { // the kernel has no memory for it
+			failed()
+		}
+	})
+}
+
 // end closes what the loop owns.
 func (l *loop) end() {
 	l.mu.Lock()

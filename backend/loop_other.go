@@ -5,6 +5,7 @@ package backend
 import (
 	"net"
 	"sync/atomic"
+	"syscall"
 
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
@@ -22,6 +23,8 @@ func (*loop) run() error { return nil }
 func (*loop) wake()      {}
 func (*loop) readDue()   {}
 func (*loop) writeDue()  {}
+
+func (*loop) watchTimer(syscall.RawConn, func(), func()) {}
 
 func (*loop) post(func()) bool { return false }
 

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/vmnetd/vmnetd/impair"
@@ -39,6 +40,7 @@ type Impaired struct {
 	looped       atomic.Bool // used by Poll's descriptor
 	readDue      func()
 	writeDue     func()
+	watch        func(c syscall.RawConn, fire, failed func())
 	dropped      func(uint64)
 	broken       func(r any, stack []byte)
 	tally        *atomic.Pointer[impair.Tally] // or nil
@@ -81,7 +83,7 @@ type way struct {
 	due   chan struct{}
 	mu    sync.Mutex
 	line  *impair.Line
-	timer *time.Timer
+	timer dueTimer
 	armed time.Duration // when timer fires; 0: it does not
 	given time.Duration // when frames were taken out last
 }
@@ -106,6 +108,11 @@ func Impair(l Link, s *impair.Settings) (*Impaired, error) {
 func (w *Impaired) OnDue(read, write func(), dropped func(frames uint64)) {
 	w.readDue, w.writeDue, w.dropped = read, write, dropped
 }
+
+// OnTimer has watch called with a timer's descriptor, which is readable once something is due: fire is to be called then,
+// each time; or failed if it cannot be waited for. watch may be called by anybody, must not wait, and calls neither itself.
+// OnTimer is called before use, by who uses Poll's descriptor; without it, timers are Go's, which may be a millisecond late.
+func (w *Impaired) OnTimer(watch func(c syscall.RawConn, fire, failed func())) { w.watch = watch }
 
 // OnPanic has broken called with what a goroutine of the wire's own met, which ends. Without it the program does. It is
 // called before use.
@@ -148,8 +155,7 @@ func (w *Impaired) setWay(d *way, s impair.Settings) bool {
 		d.line = impair.NewLine(d == &w.up)
 		d.line.Skip, d.line.Whole = Headroom, w.whole(d == &w.up)
 		s.Seed = w.force.Seed
-		d.timer = time.AfterFunc(time.Hour, func() { w.fire(d) })
-		d.timer.Stop()
+		d.timer = w.timerOf(d)
 	}
 	d.line.Set(w.now(), &s)
 	if !d.line.None() {
@@ -157,6 +163,22 @@ func (w *Impaired) setWay(d *way, s impair.Settings) bool {
 	}
 	w.arm(d)
 	return true
+}
+
+func (w *Impaired) timerOf(d *way) dueTimer {
+	fire := func() { w.fire(d) }
+	if w.watch == nil {
+		return newGoTimer(fire)
+	}
+	return newTimer(fire, func(c syscall.RawConn) {
+		w.watch(c, fire, func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.timer.end()
+			d.timer, d.armed = newGoTimer(fire), 0
+			w.arm(d)
+		})
+	})
 }
 
 func newSeed() uint64 {
@@ -263,16 +285,19 @@ func (w *Impaired) Close() error {
 		close(w.done)
 	}
 	w.ends.Unlock()
+	each := func(f func(d *way)) {
+		for _, d := range []*way{&w.up, &w.down} {
+			d.mu.Lock()
+			if d.line != nil {
+				f(d)
+			}
+			d.mu.Unlock()
+		}
+	}
+	each(func(d *way) { d.timer.end() })
 	err := w.inner.Close()
 	w.wg.Wait()
-	for _, d := range []*way{&w.up, &w.down} {
-		d.mu.Lock()
-		if d.line != nil {
-			d.timer.Stop()
-			d.line.Clear()
-		}
-		d.mu.Unlock()
-	}
+	each(func(d *way) { d.line.Clear() })
 	return err
 }
 
