@@ -419,7 +419,7 @@ func (r *reader) wait(v config.Value, n *node) {
 			case c.arg != "" && arg == "":
 				r.fail(at, "wait: %s wants %s", kind, c.arg)
 			case n.Kind != "" && !slices.Contains(c.kinds, n.Kind):
-				r.fail(at, "wait: a %s node has no %s: %s", n.Kind, kind, wantKinds(c.kinds))
+				r.fail(at, "wait: a node of kind %s has no %s: %s", n.Kind, kind, wantKinds(c.kinds))
 			default:
 				if err := checkCondition(kind, arg); err != nil {
 					r.fail(at, "wait: %s", err)

@@ -1,5 +1,3 @@
-// Package topology says what a lab is: networks, wires between two nodes, and nodes, as its file has them and as they are
-// meant once variables are set, counts unrolled, and MACs and addresses given. It starts nothing: package lab does.
 package topology
 
 import (
