@@ -30,12 +30,12 @@ type Space struct {
 	forks forker
 }
 
-// kept are what is not hidden of the host's /run: what users have there (a lab's own folder, say), and what programs
-// are reached by on NixOS.
-var kept = []string{"user", "current-system", "booted-system", "opengl-driver", "wrappers"}
+// kept are what is not hidden of the host's /run: folders of users, and root's of vmnetd, where a lab has its own; and what
+// programs are reached by on NixOS.
+var kept = []string{"user", "vmnetd", "current-system", "booted-system", "opengl-driver", "wrappers"}
 
 // files is the folder in /run of what is mounted elsewhere.
-const files = "/run/vmnetd"
+const files = "/run/.space"
 
 // NewSpace makes one. lo is up in it.
 func NewSpace(opt SpaceOptions) (*Space, error) {
