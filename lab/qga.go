@@ -29,10 +29,9 @@ type qga struct {
 	wg      sync.WaitGroup
 
 	// Of the holder of the lock:
-	synced  bool
-	id      int64
-	asked   time.Time // when the last sync was
-	unheard []int64   // syncs without an answer
+	synced bool
+	id     int64     // of the last sync
+	asked  time.Time // when that was sent
 }
 
 const (
@@ -41,10 +40,8 @@ const (
 	// qgaInput is what a command may read: QEMU's JSON parser takes no token beyond 64 MiB, our agent 8 MiB before base64.
 	qgaInput = 8 << 20
 	// qgaAgain is when another sync is sent to an agent that did not answer one: it comes up, or its guest was restarted,
-	// and what it had not read was lost.
+	// and what it had not read was lost. Those of an hour fit into a socket's buffer, and one that is full takes no more.
 	qgaAgain = 2 * time.Second
-	// qgaUnheard is how many such syncs may yet be answered. They fit into any socket's buffer.
-	qgaUnheard = 16
 	// qgaPatience bounds the wait for an answer, beside the caller's own context. Agents answer at once, but an emulated
 	// guest that is just booting may need seconds for its first.
 	qgaPatience = 20 * time.Second
@@ -198,10 +195,7 @@ func (g *qga) sync(ctx context.Context) error {
 			g.id++
 			// 0xff ends what an agent may be in the middle of.
 			b := append([]byte{0xff}, fmt.Appendf(nil, `{"execute":"guest-sync-delimited","arguments":{"id":%d}}`+"\n", g.id)...)
-			if len(g.unheard) == qgaUnheard {
-				g.unheard = g.unheard[1:]
-			}
-			g.asked, g.unheard = time.Now(), append(g.unheard, g.id)
+			g.asked = time.Now()
 			if err := g.send(ctx, b); err != nil {
 				return err
 			}
@@ -214,12 +208,12 @@ func (g *qga) sync(ctx context.Context) error {
 			if json.Unmarshal(line, &a) != nil || a.Return == nil {
 				continue
 			}
-			for _, id := range g.unheard {
-				if id == *a.Return {
-					// Answers to earlier ones may follow: request passes over those.
-					g.synced, g.asked = true, time.Time{}
-					return nil
-				}
+			switch id := *a.Return; {
+			case id == g.id:
+				g.synced, g.asked = true, time.Time{}
+				return nil
+			case 0 < id && id < g.id:
+				g.asked = time.Now() // it is on its way to the last one; what comes before that is none of ours
 			}
 		case <-again.C:
 		case <-g.ended:
@@ -257,43 +251,33 @@ func (g *qga) request(ctx context.Context, execute string, arguments, out any) e
 	}
 	wait := time.NewTimer(qgaPatience)
 	defer wait.Stop()
-	for {
-		line, err := g.next(ctx, wait.C)
-		if err != nil {
-			g.synced = false
-			return err
-		}
-		var a struct {
-			Return json.RawMessage
-			Error  *qgaError
-		}
-		if err := json.Unmarshal(line, &a); err != nil {
-			g.synced = false
-			return fmt.Errorf("the guest's agent answered %s with what is no JSON: %s", execute, printable(string(line[:min(len(line), 80)])))
-		}
-		switch {
-		case a.Error != nil:
-			return a.Error
-		case a.Return == nil:
-			g.synced = false
-			return fmt.Errorf("the guest's agent answered %s with neither a result nor an error: %s", execute, printable(string(line[:min(len(line), 80)])))
-		case g.late(a.Return):
-			continue
-		case out == nil:
-			return nil
-		}
-		if err := json.Unmarshal(a.Return, out); err != nil {
-			g.synced = false
-			return fmt.Errorf("the guest's agent answered %s with something else: %w", execute, err)
-		}
+	line, err := g.next(ctx, wait.C)
+	if err != nil {
+		g.synced = false
+		return err
+	}
+	var a struct {
+		Return json.RawMessage
+		Error  *qgaError
+	}
+	if err := json.Unmarshal(line, &a); err != nil {
+		g.synced = false
+		return fmt.Errorf("the guest's agent answered %s with what is no JSON: %s", execute, printable(string(line[:min(len(line), 80)])))
+	}
+	switch {
+	case a.Error != nil:
+		return a.Error
+	case a.Return == nil:
+		g.synced = false
+		return fmt.Errorf("the guest's agent answered %s with neither a result nor an error: %s", execute, printable(string(line[:min(len(line), 80)])))
+	case out == nil:
 		return nil
 	}
-}
-
-// late says whether a result is that of an earlier sync. No other result is a number.
-func (g *qga) late(result json.RawMessage) bool {
-	var n int64
-	return json.Unmarshal(result, &n) == nil
+	if err := json.Unmarshal(a.Return, out); err != nil {
+		g.synced = false
+		return fmt.Errorf("the guest's agent answered %s with something else: %w", execute, err)
+	}
+	return nil
 }
 
 // reachable says whether the agent is there: ping.
@@ -345,6 +329,9 @@ func (g *qga) exec(ctx context.Context, c Command) (int, error) {
 	var started struct{ PID int64 }
 	if err := g.request(ctx, "guest-exec", &in, &started); err != nil {
 		return -1, fmt.Errorf("%s: %w", c.Args[0], err)
+	}
+	if started.PID <= 0 {
+		return -1, fmt.Errorf("%s: the guest's agent does not say which process it is", c.Args[0])
 	}
 	s, err := g.wait(ctx, started.PID)
 	if err != nil {
