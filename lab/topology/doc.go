@@ -36,8 +36,8 @@
 //	    after: router
 //
 // It is YAML, read as package config reads it: no key that is not known, none twice, no anchors. All faults are told, up to
-// ten. What is a list may be one value where it is no list of keys. Names are hosts': small letters, digits and - inside;
-// those of networks and links are one kind. Files are relative to the file's folder, and must be there.
+// ten. A list of one may be the value alone, but for interfaces and args. Names are hosts': small letters, digits and -
+// inside; no network is called as a link is. Files are relative to the file's folder, and must be there.
 //
 // Keys of a network, all of which may be left out:
 //

@@ -38,7 +38,6 @@ type picture struct {
 	width    float64
 	height   float64
 	left     float64 // where boxes begin, right of the trunks
-	top      float64 // where the first channel begins, below the world
 }
 
 type box struct {

@@ -47,7 +47,7 @@ func (r *reader) network(v config.Value, at place, name string, wire bool) *netw
 			key{"domain", func(v config.Value) { n.Domain = r.domain(v) }},
 			key{"resolver", func(v config.Value) { n.Resolvers = r.resolvers(v) }},
 			key{"policy", func(v config.Value) { n.Policy = r.policy(v) }},
-			key{"forward", func(v config.Value) { n.forwards = r.list(v, "forward") }},
+			key{"forward", func(v config.Value) { n.forwards = r.listOrOne(v, "forward") }},
 			key{"dns-record", func(v config.Value) { n.DNS = r.records(v) }},
 			key{"limits", func(v config.Value) { n.Limits = r.limits(v) }},
 			key{"no-host-loopback", func(v config.Value) { n.NoHostLoopback, _ = r.bool(v, "no-host-loopback") }},

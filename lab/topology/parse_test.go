@@ -1,10 +1,17 @@
 package topology
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/vmnetd/vmnetd/config"
 	"go.uber.org/goleak"
 )
 
@@ -184,4 +191,307 @@ func doubling(n int) string {
 		fmt.Fprintf(&b, "  a%d: ${a%d}${a%d}\n", i+1, i, i)
 	}
 	return b.String()
+}
+
+func parseText(t *testing.T, text string, set map[string]string) *Lab {
+	t.Helper()
+	l, err := Parse("f.yaml", []byte(text), set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func (l *Lab) mustNode(t *testing.T, name string) *Node {
+	t.Helper()
+	n := nodesByName(l)[name]
+	if n == nil {
+		t.Fatalf("no node %s", name)
+	}
+	return n
+}
+
+// TestManyFaults: all at once, in the order of the file, and those of a count once.
+func TestManyFaults(t *testing.T) {
+	_, err := Parse("f", []byte("name: f\nnetworks: {lan: {mtu: x}}\nnodes:\n  a: {kind: netns, count: 9, interfaces: [lam], after: [b]}\n  c: {kind: netns, wait: x}\n"), nil)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	var lines []int
+	for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
+		var at *config.Error
+		if !errors.As(e, &at) {
+			t.Fatalf("%T", e)
+		}
+		lines = append(lines, at.Line)
+	}
+	if want := []int{2, 4, 4, 5}; !slices.Equal(lines, want) {
+		t.Errorf("faults in lines %v, want %v:\n%s", lines, want, err)
+	}
+}
+
+// TestVariables: where they stand, what is above what, and what they leave alone.
+func TestVariables(t *testing.T) {
+	const text = `
+name: v
+vars: {a: x, b: "${a}y", three: "3"}
+nodes:
+  w:
+    count: ${three}
+    command: ["${b}", "$a", "$${a}", "$$", "${a}${b}", "${lab}/${name}/${n}"]
+`
+	l := parseText(t, text, map[string]string{"a": "Z", "three": "2"})
+	if len(l.Nodes) != 2 {
+		t.Fatalf("%d nodes", len(l.Nodes))
+	}
+	want := []string{"Zy", "$a", "${a}", "$$", "ZZy", "v/w2/2"}
+	if n := l.Nodes[1]; n.Name != "w2" || n.Base != "w" || !slices.Equal(n.Command, want) {
+		t.Errorf("%+v", n)
+	}
+	for set, want := range map[string]string{"c": "the file has no such variable: did you mean a?", "name": "the file has no such variable"} {
+		if _, err := Parse("f", []byte(text), map[string]string{set: "1"}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("--set %s: %v", set, err)
+		}
+	}
+}
+
+// TestShell: a command that is a text is a shell's.
+func TestShell(t *testing.T) {
+	l := parseText(t, "nodes:\n  a:\n    command: echo $HOME | wc\n", nil)
+	if got := l.Nodes[0]; got.Kind != KindNetns || !slices.Equal(got.Command, []string{"/bin/sh", "-c", "echo $HOME | wc"}) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestKinds: what a node is by what it says.
+func TestKinds(t *testing.T) {
+	for text, want := range map[string]Kind{"command: ls": KindNetns, "disk: a": KindQEMU, "kernel: a": KindQEMU, "uml: a": KindUML, "{uml: a, disk: b}": KindUML, "kind: external": KindExternal} {
+		if !strings.HasPrefix(text, "{") {
+			text = "{" + text + "}"
+		}
+		if n := parseText(t, "nodes:\n  a: "+text+"\n", nil).Nodes[0]; n.Kind != want {
+			t.Errorf("%s: %s, want %s", text, n.Kind, want)
+		}
+	}
+	n := parseText(t, "nodes: {a: {kind: qemu}, b: {disk: x}, c: {disk: x, overlay: false}}\n", nil).Nodes
+	if !n[0].Agent || n[0].Overlay || n[1].Agent || !n[1].Overlay || n[2].Overlay {
+		t.Errorf("%+v", n)
+	}
+}
+
+// TestAddresses: the lowest that are free, in order; none where there is DHCP, nor for a mirror, nor where none is wanted.
+func TestAddresses(t *testing.T) {
+	l := parseText(t, `
+name: a
+networks:
+  up: {}
+  up2: {net: 10.0.3.0/24}
+  up3:
+  sw: {net: 10.1.0.0/24, net6: fd00:1::/64, uplink: false}
+  bare: {uplink: false}
+links:
+  p2p: {net: 10.9.0.0/31, net6: "fd00:9::/127"}
+nodes:
+  a: {kind: netns, interfaces: [up, sw, {link: p2p}, bare]}
+  b: {kind: netns, interfaces: [up2, {net: sw, address: [10.1.0.1]}, {link: p2p}]}
+  c: {kind: netns, interfaces: [up3, {net: sw, address: fd00:1::1}, {net: bare, address: 192.0.2.1/24}]}
+  m: {kind: netns, interfaces: [{net: sw, mirror: true}, {net: sw, address: []}]}
+  d: {kind: netns, interfaces: [{net: sw, address: fe80::1/64}]}
+`, nil)
+	want := map[string][]string{
+		"a": {"[]", "[10.1.0.2/24 fd00:1::2/64]", "[10.9.0.0/31 fd00:9::/127]", "[]"},
+		"b": {"[]", "[10.1.0.1/24 fd00:1::3/64]", "[10.9.0.1/31 fd00:9::1/127]"},
+		"c": {"[]", "[fd00:1::1/64 10.1.0.3/24]", "[192.0.2.1/24]"},
+		"m": {"[]", "[]"},
+		"d": {"[fe80::1/64 10.1.0.4/24 fd00:1::4/64]"},
+	}
+	for name, list := range want {
+		for i, f := range l.mustNode(t, name).Interfaces {
+			if got := fmt.Sprint(f.Addrs); got != list[i] {
+				t.Errorf("%s's %s has %s, want %s", name, f.Name, got, list[i])
+			}
+		}
+	}
+	for name, prefix := range map[string]string{"up": "10.0.2.0/24", "up2": "10.0.3.0/24", "up3": "10.0.4.0/24", "bare": "invalid Prefix"} {
+		if got := networksByName(l)[name].Prefix4.String(); got != prefix {
+			t.Errorf("%s has %s, want %s", name, got, prefix)
+		}
+	}
+}
+
+// TestMACs: the same from whatever else the file has, no two the same, and never one that the file gives to another.
+func TestMACs(t *testing.T) {
+	one := parseText(t, "name: m\nnetworks: {lan: }\nnodes:\n  b: {kind: netns, interfaces: [lan]}\n", nil)
+	mac := one.Nodes[0].Interfaces[0].MAC
+	if mac[0] != 0x52 || mac[1] != 0x54 || mac[2] != 0 {
+		t.Errorf("%s", mac)
+	}
+	more := parseText(t, "name: m\nnetworks: {lan: , dmz: {uplink: false}}\nnodes:\n  a: {kind: netns, interfaces: [lan]}\n  b: {kind: netns, interfaces: [lan, dmz]}\n", nil)
+	if got := more.mustNode(t, "b").Interfaces[0].MAC; got.String() != mac.String() {
+		t.Errorf("%s became %s", mac, got)
+	}
+	taken := parseText(t, fmt.Sprintf("name: m\nnetworks: {lan: }\nnodes:\n  b: {kind: netns, interfaces: [lan]}\n  c: {kind: netns, interfaces: [{net: lan, mac: \"%s\"}]}\n", mac), nil)
+	if got := taken.Nodes[0].Interfaces[0].MAC; got.String() == mac.String() || got[0] != 0x52 {
+		t.Errorf("two have %s", got)
+	}
+	seen := map[string]bool{}
+	for _, n := range parseText(t, "name: m\nnetworks: {lan: {net: 10.0.0.0/8}}\nnodes:\n  n: {kind: netns, count: 256, interfaces: [lan, lan, lan, lan, lan, lan, lan, lan, lan, lan, lan, lan, lan, lan, lan, lan]}\n", nil).Nodes {
+		for _, f := range n.Interfaces { // 4096 of 2^24: half a collision is to be expected
+			if seen[f.MAC.String()] {
+				t.Errorf("two have %s", f.MAC)
+			}
+			seen[f.MAC.String()] = true
+		}
+	}
+}
+
+// TestWire: what a link suffers, each direction suffers once.
+func TestWire(t *testing.T) {
+	const nodes = "nodes: {a: {kind: netns, count: 2, interfaces: [{link: l}]}}\n"
+	for _, text := range []string{"latency=20ms,loss=1%", "up=latency=20ms,loss=1% down=latency=20ms,loss=1%"} {
+		s := parseText(t, "links: {l: {impair: \""+text+"\"}}\n"+nodes, nil).Networks[0].Impair
+		if s.Up.Latency != 20*time.Millisecond || s.Up.Loss != 0.01 || !reflect.ValueOf(s.Down).IsZero() {
+			t.Errorf("%s: %s", text, s)
+		}
+	}
+	if s := parseText(t, "links: {l: {impair: {up: loss=1%, down: loss=1%, seed: 7}}}\n"+nodes, nil).Networks[0].Impair; s.Seed != 7 || s.Up.Loss != 0.01 {
+		t.Errorf("%s", s)
+	}
+	s := parseText(t, "networks: {l: {impair: {down: 3g, up: rate=1mbit}}}\nnodes: {a: {kind: netns}}\n", nil).Networks[0].Impair
+	if s.Down.Rate != 1_600_000 || s.Up.Rate != 1_000_000 {
+		t.Errorf("%s", s)
+	}
+}
+
+// TestAfter: a count's name is all of them.
+func TestAfter(t *testing.T) {
+	l := parseText(t, "nodes:\n  a: {kind: netns, after: [w, w1]}\n  w: {kind: netns, count: 3}\n", nil)
+	if got := l.Nodes[0].After; !slices.Equal(got, []string{"w1", "w2", "w3"}) {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestWait: both ways to write a condition.
+func TestWait(t *testing.T) {
+	l := parseText(t, "nodes:\n  a:\n    kind: netns\n    wait:\n      - address\n      - tcp:80\n      - udp: \"db:53\"\n      - ping:fd00::1\n      - exec: test -f /x\n      - log: \"login: *$\"\n", nil)
+	want := []Condition{{"address", ""}, {"tcp", "80"}, {"udp", "db:53"}, {"ping", "fd00::1"}, {"exec", "test -f /x"}, {"log", "login: *$"}}
+	if got := l.Nodes[0].Wait; !slices.Equal(got, want) {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestPolicy: the allow-list stands before the rules, and says what rules say.
+func TestPolicy(t *testing.T) {
+	l := parseText(t, "networks:\n  lan:\n    policy:\n      preset: sandbox\n      allow: [example.com, \"tcp *.debian.org:80\", reject any private]\n      rules: |\n        allow udp 192.0.2.1:53\nnodes: {a: {kind: netns}}\n", nil)
+	d, err := l.Networks[0].Policy.Document()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "preset sandbox\nallow any example.com\nallow tcp *.debian.org:80\nreject any private\nallow udp 192.0.2.1:53\n"
+	if d.String() != want {
+		t.Errorf("got\n%swant\n%s", d, want)
+	}
+}
+
+// TestFiles: names are relative to the file, and what is not there is a fault.
+func TestFiles(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string, mode os.FileMode) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("disk.qcow2", "x", 0o600)
+	write("user.yaml", "#cloud-config ${not} set\n", 0o600)
+	write("rules", "allow any x.example\n", 0o600)
+	write("trace", "1\n2\n3\n", 0o600)
+	write("emulator", "#!/bin/sh\n", 0o700)
+	write("shop.yaml", `
+networks:
+  lan: {policy: {file: rules}, impair: "trace=trace"}
+nodes:
+  vm: {disk: disk.qcow2, qemu: ./emulator, cloud-init: {user-data-file: user.yaml}}
+  ns: {kind: netns, dir: .}
+  ex: {kind: external, interfaces: [{net: lan, door: "unix:door"}]}
+`, 0o600)
+	l, err := Read(filepath.Join(dir, "shop.yaml"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm := l.mustNode(t, "vm")
+	if l.Name != "shop" || vm.Disk != filepath.Join(dir, "disk.qcow2") || vm.QEMU != filepath.Join(dir, "emulator") || vm.CloudInit.UserData != "#cloud-config ${not} set\n" || l.mustNode(t, "ns").Dir != dir ||
+		l.Networks[0].Policy.Rules != "allow any x.example\n" || l.Networks[0].Impair.Up.Trace == nil || l.mustNode(t, "ex").Interfaces[0].Door != "unix:"+filepath.Join(dir, "door") {
+		t.Errorf("%+v\n%+v", l, vm)
+	}
+	for text, want := range map[string]string{
+		"nodes: {a: {disk: no.img}}":                 "bad.yaml:1:19: disk: there is no " + filepath.Join(dir, "no.img") + ": names are relative to the file's folder",
+		"nodes: {a: {disk: .}}":                      "1:19: disk: " + dir + " is a folder: want a file",
+		"nodes: {a: {kind: netns, dir: rules}}":      "1:31: dir: " + filepath.Join(dir, "rules") + " is no folder",
+		"nodes: {a: {kind: qemu, qemu: ./rules}}":    "is no program: it wants chmod +x",
+		"networks: {a: {impair: trace=no}}":          "there is no " + filepath.Join(dir, "no"),
+		"networks: {a: {policy: {file: shop.yaml}}}": "1:31: policy line 2",
+	} {
+		write("bad.yaml", text+"\n", 0o600)
+		if _, err := Read(filepath.Join(dir, "bad.yaml"), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s:\ngot  %v\nwant %s", text, err, want)
+		}
+	}
+	if _, err := Read(filepath.Join(dir, "none.yaml"), nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestDoc: the file in the package's comment is one.
+func TestDoc(t *testing.T) {
+	doc, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(doc), "// # The file\n")
+	text, _, found := strings.Cut(rest, "// It is YAML")
+	if !found {
+		t.Fatal("no file in doc.go")
+	}
+	l := parseText(t, strings.ReplaceAll(strings.ReplaceAll(text, "//\t", ""), "//", ""), map[string]string{"web": "5"})
+	if l.Name != "shop" || len(l.Nodes) != 7 || len(l.Networks) != 3 {
+		t.Errorf("%s", l.Graph())
+	}
+}
+
+// FuzzParse: an error or a lab, the same each time, in bounded time, that can be drawn and compared.
+func FuzzParse(f *testing.F) {
+	for _, pattern := range []string{"testdata/*.yaml", "../examples/*.yaml"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil || len(files) == 0 {
+			f.Fatalf("%s: %d seeds, %v", pattern, len(files), err)
+		}
+		for _, name := range files {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(text)
+		}
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		began := time.Now()
+		l, err := Parse("f.yaml", text, nil)
+		again, err2 := Parse("f.yaml", text, nil)
+		if (err == nil) != (l != nil) || fmt.Sprint(err) != fmt.Sprint(err2) || !reflect.DeepEqual(l, again) {
+			t.Fatalf("once %v, %v, and again %v, %v", l, err, again, err2)
+		}
+		if l != nil {
+			if d := Diff(l, again); len(d) > 0 {
+				t.Fatalf("differs from itself: %v", d)
+			}
+			if a, b := string(l.SVG(nil)), string(again.SVG(nil)); a != b || l.Graph() != again.Graph() {
+				t.Fatal("drawn otherwise the second time")
+			}
+			checkPicture(t, l)
+		}
+		if d := time.Since(began); d > 20*time.Second { // on a busy machine
+			t.Fatalf("took %s", d)
+		}
+	})
 }
