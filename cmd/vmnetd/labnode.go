@@ -312,7 +312,7 @@ func userOf(file, node string) string {
 func sshArgs(d labDir, n topology.NodeStatus, user string, more []string) []string {
 	proxy := func(s string) string { return strings.ReplaceAll(shellQuote(s), "%", "%%") } // a shell reads it, after ssh
 	argv := []string{"ssh",
-		"-o", "ProxyCommand=exec " + proxy(programPath()) + " lab dial --lab " + d.name + " " + n.Name + " 22",
+		"-o", "ProxyCommand=" + proxy(programPath()) + " lab dial --lab " + d.name + " " + n.Name + " 22",
 		"-o", "UserKnownHostsFile=" + strings.ReplaceAll(sshQuote(d.file(labHosts)), "%", "%%"),
 		"-o", "GlobalKnownHostsFile=/dev/null",
 		"-o", "StrictHostKeyChecking=accept-new",
