@@ -93,7 +93,7 @@ func (m *spaceNode) start(ctx context.Context) error {
 		resolv = "# no network of this node's has an uplink: there are the names of /etc/hosts\n"
 	}
 	var err error
-	m.space, err = netns.NewSpace(netns.SpaceOptions{Hostname: m.b.node.Name, Hosts: m.b.hosts, Resolv: resolv, Sysctls: sysctls})
+	m.space, err = netns.NewSpace(netns.SpaceOptions{Hostname: m.b.node.Name, Hosts: m.b.hosts, Resolv: resolv, Sysctls: sysctls, Mark: strings.Join(m.b.env, " ")})
 	if err != nil {
 		return explainNetns(err)
 	}

@@ -13,6 +13,9 @@ type SpaceOptions struct {
 	Resolv, Hosts string
 	// Sysctls are set before there is any interface but lo. See Space.Sysctl.
 	Sysctls map[string]string
+	// Mark is what is said to be mounted on its /run, "tmpfs" if empty: every process in it is known by that
+	// (proc_pid_mountinfo(5)), also one that has thrown its environment away.
+	Mark string
 }
 
 // Process is a program to start in a Space.

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -137,7 +138,7 @@ func mounts(e *errand, opt SpaceOptions) error {
 	}
 	e.add("umask", unix.SYS_UMASK, 0o022)
 	e.add("enter /run", unix.SYS_CHDIR, e.str("/run"))
-	run := e.add("mount on /run", unix.SYS_MOUNT, e.str("tmpfs"), e.str("/run"), e.str("tmpfs"), unix.MS_NOSUID|unix.MS_NODEV, e.str("mode=0755"))
+	run := e.add("mount on /run", unix.SYS_MOUNT, e.str(cmp.Or(opt.Mark, "tmpfs")), e.str("/run"), e.str("tmpfs"), unix.MS_NOSUID|unix.MS_NODEV, e.str("mode=0755"))
 	for _, name := range kept {
 		path := "/run/" + name
 		fi, err := os.Lstat(path)
