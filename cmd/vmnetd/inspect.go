@@ -67,6 +67,9 @@ func (in *inspector) lasting(use, short string, check cobra.PositionalArgs, do a
 func (in *inspector) noDaemon() string {
 	hint := "start one with 'vmnetd serve', or name its socket with --control or $" + controlEnv
 	found, _ := filepath.Glob(filepath.Join(runtimeDir(), "run-*", "control.sock"))
+	for _, name := range labNames() {
+		found = append(found, "lab:"+name)
+	}
 	if len(found) > 0 {
 		hint += "; there is " + strings.Join(found, ", ")
 	}

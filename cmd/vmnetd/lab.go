@@ -391,6 +391,7 @@ func (u *labUp1) wait(ctx context.Context, changed bool) error {
 	defer client.Close()
 	p := newProgress(u.out, u.d.name)
 	defer p.done()
+	shown := false
 	for {
 		st, err := client.Lab(ctx)
 		switch {
@@ -409,7 +410,6 @@ func (u *labUp1) wait(ctx context.Context, changed bool) error {
 			}
 			return fmt.Errorf("lab %s has ended while it was waited for: %w%s", u.d.name, err, said)
 		}
-		p.show(st)
 		coming, failed := 0, []string{}
 		for _, n := range st.Nodes {
 			switch n.State {
@@ -419,6 +419,11 @@ func (u *labUp1) wait(ctx context.Context, changed bool) error {
 				failed = append(failed, fmt.Sprintf("node %s: %s", n.Name, n.Error))
 			}
 		}
+		if !changed && !shown && coming == 0 && len(failed) == 0 {
+			return nil
+		}
+		p.show(st)
+		shown = true
 		if coming == 0 {
 			p.done()
 			if len(failed) > 0 {
@@ -426,7 +431,7 @@ func (u *labUp1) wait(ctx context.Context, changed bool) error {
 				if n := len(failed) - most; n > 0 {
 					failed = append(failed[:most], fmt.Sprintf("and %d more", n))
 				}
-				return hintError{fmt.Errorf("lab %s is not as it should be: %s", u.d.name, visible(strings.Join(failed, "; "))), u.stays()}
+				return hintError{fmt.Errorf("lab %s is not as it should be: %s", u.d.name, inOneLine(strings.Join(failed, "; "))), u.stays()}
 			}
 			if changed {
 				fmt.Fprintf(u.out, "lab %s ready in %.1f s\n", u.d.name, time.Since(u.begun).Seconds())
@@ -700,7 +705,7 @@ func nodeAddrs(n topology.NodeStatus, w io.Writer) string {
 func nodeSays(n topology.NodeStatus) string {
 	switch {
 	case n.Error != "":
-		return n.Error
+		return inOneLine(n.Error)
 	case n.WaitsFor != "":
 		return "waits for " + n.WaitsFor
 	case n.ExitStatus != nil:

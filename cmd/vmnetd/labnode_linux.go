@@ -81,7 +81,7 @@ func spaceEnv(d labDir, node string, own []string) []string {
 		}
 	}
 	env = append(env, own...)
-	return append(env, d.mark(), "VMNETD_NODE="+node, controlEnv+"="+d.file(labControl))
+	return append(env, d.mark(), "VMNETD_NODE="+node)
 }
 
 // killLab ends a lab's process that does not answer: that which holds the lab's lock, and no other.

@@ -44,8 +44,11 @@ func (p *progress) line(n topology.NodeStatus, live bool) string {
 	if more := nodeSays(n); more != "" && n.State != topology.StateReady {
 		s += ", " + more
 	}
-	return visible(s)
+	return inOneLine(s)
 }
+
+// inOneLine is a text of several lines, as some errors are, in one.
+func inOneLine(s string) string { return visible(strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")) }
 
 func (p *progress) show(st topology.Status) {
 	p.last = st

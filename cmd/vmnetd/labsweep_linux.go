@@ -1,7 +1,8 @@
 package main
 
-// The processes of a lab: each has the lab's folder in its environment, unless it has thrown that away; then it is known by
-// its network namespace, in which others are that have not, or by what is mounted for it. Nobody else's are looked at twice.
+// The processes of a lab: each has the lab's folder in its environment, unless it has thrown that away, as those do that
+// change their titles; then it is known by what is mounted for its node, or by its network namespace, in which others are
+// that are known. Nobody else's are looked at twice.
 
 import (
 	"bytes"
@@ -9,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,19 +71,21 @@ func inEnviron(pid int, folder string) bool {
 	return false
 }
 
-// mounted says whether something of the lab's folder is mounted in a process's namespace: its /etc/hosts. The path in
-// mountinfo is the one within its file system, so its end is looked at; with the device and inode of what is there it would
-// be no surer, since whoever made the mount could see the folder, which is ours alone.
+// mountEscapes are those of proc_pid_mountinfo(5).
+var mountEscapes = strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`, "#", `\043`)
+
+// mounted says whether the mark is that of what is mounted on a process's /run: a node's own has it.
 func mounted(pid int, folder string) bool {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/mountinfo")
 	if err != nil {
 		return false
 	}
-	end := filepath.Join(filepath.Base(filepath.Dir(folder)), filepath.Base(folder)) + "/"
+	mark := mountEscapes.Replace(labEnv + "=" + folder)
 	for line := range strings.SplitSeq(string(b), "\n") {
-		f := strings.Fields(line)
-		if len(f) > 4 && strings.HasPrefix(f[4], "/etc/") && strings.Contains(f[3], "/"+end) {
-			return true
+		if _, after, ok := strings.Cut(line, " - tmpfs "); ok {
+			if source, _, _ := strings.Cut(after, " "); source == mark {
+				return true
+			}
 		}
 	}
 	return false
