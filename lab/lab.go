@@ -434,7 +434,10 @@ func (l *Lab) changeNetworks(ctx context.Context, t *topology.Lab, p *plan) []er
 			case actStart, actRestart:
 				err = l.openNetwork(t, n.Name)
 			default:
-				continue
+				if l.networks[n.Name] == nil || len(p.changes) == 0 {
+					continue
+				}
+				err = l.networks[n.Name].change(ctx, t) // who is in it, and is called what
 			}
 			errs[n.Name] = err
 			again = again || err != nil
