@@ -38,8 +38,8 @@ const (
 )
 
 // Memory is a target for the memory of the process, for all networks that have it in their Config. At the target the guest
-// that holds most is squeezed: its conversations get smaller windows, it may begin none, and then they are ended, those
-// that are idle first (flows.ReasonMemory).
+// that holds most is squeezed: its conversations get smaller windows, its bad line drops what is too much, it may begin
+// no conversation, and then they are ended, those that are idle first (flows.ReasonMemory).
 type Memory struct {
 	target int64
 	read   func() memoryState // tests have their own
@@ -177,7 +177,7 @@ func (m *Memory) look(now time.Time) (tense bool) {
 // holding is what a port's guest takes.
 func (p *port) holding() int {
 	u := p.net.flows.Use(p.id)
-	return p.buffers.use().Now + int(p.queue.bytes.Load()) + p.fragments.use().Now + (u.Flows.Now+u.UDP.Now)*flowCost
+	return p.buffers.use().Now + int(p.queue.bytes.Load()+p.bad.Held()) + p.fragments.use().Now + (u.Flows.Now+u.UDP.Now)*flowCost
 }
 
 // squeeze makes whoever holds most give back what is too much. Called with mu.
@@ -204,6 +204,7 @@ func (m *Memory) squeeze(much int64) {
 	n.complain(noMemory, fmt.Errorf("%s in use of %s: guest %s holds most, %s, and is squeezed", bytesText(m.now), bytesText(m.target), worst.id, bytesText(int64(most))))
 	n.flows.Shut(worst.id, flows.ReasonMemory)
 	worst.buffers.squeeze(max(worst.buffers.use().Now/2, 1<<20))
+	worst.bad.Bound(max(worst.bad.Held()/4, 1<<20)) // half of it, for each way a half
 	if level == 0 && much < int64(most)/4 {
 		return // who is served now may read on, and that may be enough
 	}
@@ -249,6 +250,7 @@ func (m *Memory) relieve() {
 	for p := range m.squeezed {
 		p.net.flows.Shut(p.id, flows.ReasonNone)
 		if p.buffers.ease() {
+			p.bad.Bound(0)
 			delete(m.squeezed, p)
 		}
 	}

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/vmnetd/vmnetd/backend/backendtest"
+	"github.com/vmnetd/vmnetd/backend/link"
 	"github.com/vmnetd/vmnetd/flows"
+	"github.com/vmnetd/vmnetd/impair"
 )
 
 // memoryLab is a target whose measure the test says, and guests that hold what it says.
@@ -113,6 +115,41 @@ func TestMemoryEndsIdleFirst(t *testing.T) {
 	_, lost := open(t, ps[0], 10, 1000)
 	if n := ps[0].giveUp(3 * flowCost); n != 3 || *lost != 3 {
 		t.Errorf("%d ended, and %d were told; want 3", n, *lost)
+	}
+}
+
+// What a bad line holds is its guest's. At the target the line takes no more, until there is room again.
+func TestMemorySqueezesLines(t *testing.T) {
+	m, s, ps := memoryLab(t, 2)
+	p := ps[1]
+	defer p.bad.Close() // nobody runs the port
+	if err := p.bad.Set(&impair.Settings{Down: impair.Way{Latency: time.Minute}}); err != nil {
+		t.Fatal(err)
+	}
+	send := func(frames int) {
+		for range frames {
+			if _, err := p.bad.WriteFrames([]link.Frame{link.NewFrame(make([]byte, 1400))}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	send(2500)
+	held := p.bad.Held()
+	if held < 2500*1400 || p.holding() < int(held) || ps[0].holding() >= int(held) {
+		t.Errorf("%d of 2500 frames are held; guests hold %d and %d", held, p.holding(), ps[0].holding())
+	}
+	now := time.Now()
+	s.live, s.mapped, s.cycles = 49<<20, 55<<20, 2
+	m.look(now)
+	if send(100); p.bad.Held() != held {
+		t.Errorf("%d bytes are held, %d before the line was to take no more", p.bad.Held(), held)
+	}
+	s.live, s.mapped, s.cycles = 20<<20, 30<<20, 4
+	for i := range 10 {
+		m.look(now.Add(time.Duration(4+2*i) * time.Second))
+	}
+	if send(100); p.bad.Held() < held+100*1400 {
+		t.Errorf("%d bytes are held, %d before there was room again", p.bad.Held(), held)
 	}
 }
 

@@ -19,6 +19,9 @@ type Line struct {
 	// Whole, if not nil, finishes a frame that is about to be damaged: its checksum must not be made afterwards. It is
 	// false for one that nobody would see the damage of, which is dropped, as its receiver would.
 	Whole func(frame []byte) bool
+	// Most, if not 0, is how many bytes may be waiting and under way, where the settings allow more. It may be changed
+	// at any time.
+	Most int64
 
 	up      bool
 	seed    uint64
@@ -208,7 +211,7 @@ func (l *Line) Send(now time.Duration, buf []byte) {
 	l.order++
 	c.stats.Frames++
 	c.stats.Bytes += uint64(p.size(l.Skip))
-	if l.held+p.charged > c.way.memory() {
+	if l.held+p.charged > l.room(c.way) {
 		c.stats.Full++
 		l.dropped++
 		l.Free(buf)
@@ -216,6 +219,14 @@ func (l *Line) Send(now time.Duration, buf []byte) {
 	}
 	l.held += p.charged
 	c.arrive(l.now, p)
+}
+
+// room is how many bytes may be waiting and under way.
+func (l *Line) room(w *Way) int64 {
+	if l.Most > 0 {
+		return min(l.Most, w.memory())
+	}
+	return w.memory()
 }
 
 const ethLen = 14
@@ -560,7 +571,7 @@ func (c *class) leave(p *packet, now time.Duration) {
 		c.stats.Reordered++
 	}
 	heap.Push(&l.sky, p)
-	if p.fate.doubled && l.held+p.charged <= w.memory() {
+	if p.fate.doubled && l.held+p.charged <= l.room(w) {
 		c.stats.Duplicated++
 		q := &packet{}
 		*q = *p

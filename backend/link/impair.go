@@ -215,6 +215,30 @@ func (w *Impaired) Stats() (s ImpairStats) {
 	return s
 }
 
+// Held is how many bytes are waiting and under way, both ways.
+func (w *Impaired) Held() (n int64) {
+	for _, d := range []*way{&w.up, &w.down} {
+		d.mu.Lock()
+		if d.line != nil {
+			n += d.line.Held()
+		}
+		d.mu.Unlock()
+	}
+	return n
+}
+
+// Bound has no more than n bytes each way wait and be under way, whatever the settings allow, until it is called again; 0 is
+// as the settings say. What is too much already is not dropped for it.
+func (w *Impaired) Bound(n int64) {
+	for _, d := range []*way{&w.up, &w.down} {
+		d.mu.Lock()
+		if d.line != nil {
+			d.line.Most = n
+		}
+		d.mu.Unlock()
+	}
+}
+
 func (w *Impaired) now() time.Duration { return time.Since(w.began) }
 
 // arm sets the timer for what is due next, under d.mu.
