@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -548,7 +549,7 @@ func BenchmarkNetnsNodes(b *testing.B) {
 			}
 			for b.Loop() {
 				files := countFiles(b)
-				l, err := New(Config{})
+				l, err := New(Config{Logger: slog.New(slog.DiscardHandler)})
 				if err != nil {
 					b.Fatal(err)
 				}
