@@ -102,14 +102,16 @@ func (r *reader) settleGuest(n *node, said func(string) bool) {
 			r.fail(n.said[key], "%s wants %s beside it", key, strings.Join(other, " or "))
 		}
 	}
+	small := n.Disk == "" && n.Kernel == "" && (n.Kind == KindQEMU || n.Initrd == "")
 	needs("disk-format", "disk")
 	needs("overlay", "disk")
-	if n.Kind == KindUML {
-		return
+	if n.Kind == KindQEMU {
+		needs("initrd", "kernel")
+		needs("cloud-init", "disk", "kernel")
+		if !small { // which has a kernel
+			needs("append", "kernel")
+		}
 	}
-	needs("initrd", "kernel")
-	needs("append", "kernel")
-	needs("cloud-init", "disk", "kernel")
 	n.Overlay = n.Disk != "" && (n.overlay == nil || *n.overlay)
 	if n.Disk != "" && !n.Overlay {
 		if n.of > 1 {
@@ -121,7 +123,6 @@ func (r *reader) settleGuest(n *node, said func(string) bool) {
 			}
 		}
 	}
-	small := n.Disk == "" && n.Kernel == ""
 	switch {
 	case small && said("agent") && !n.Agent:
 		r.fail(n.said["agent"], "agent: the small guest has one: leave it out")
@@ -130,8 +131,8 @@ func (r *reader) settleGuest(n *node, said func(string) bool) {
 	case n.Forwarding:
 		r.fail(n.said["forwarding"], "forwarding: with a kernel or disk of its own, the guest says so itself: leave it out")
 	}
-	if len(n.Setup) > 0 && !n.Agent && !small {
-		r.fail(n.said["setup"], "setup is run by the guest's agent: want agent: true, and one in the guest")
+	if len(n.Setup) > 0 && !n.Agent {
+		r.fail(n.said["setup"], "setup is run by the guest's agent: %s", wantAgent(n.Kind))
 	}
 }
 
@@ -234,7 +235,7 @@ func (r *reader) checkAddrs(n *node) {
 				r.fail(s.at, "address: %s is there twice", p)
 				continue
 			}
-			f.Addrs = append(f.Addrs, p)
+			f.Addrs, f.addrAt = append(f.Addrs, p), append(f.addrAt, s.at)
 		}
 	}
 }
@@ -437,13 +438,8 @@ func (r *reader) checkTwice() {
 			if addrs[f.net] == nil {
 				addrs[f.net] = map[netip.Addr]owner{}
 			}
-			for _, p := range f.Addrs {
-				at := f.addrsAt
-				for _, s := range f.addrs {
-					if strings.HasPrefix(s.text, p.Addr().String()) {
-						at = s.at
-					}
-				}
+			for i, p := range f.Addrs {
+				at := f.addrAt[i]
 				if o, ok := addrs[f.net][p.Addr()]; ok {
 					r.fail(at, "address: %s is %s, too (line %d): want another%s", p.Addr(), o.name, o.line, hint)
 				} else {

@@ -63,16 +63,18 @@
 //	after              nodes that are ready before this one starts; a name with a count is all of them
 //	wait               what makes it ready: address, ping:ADDR, tcp:[HOST:]PORT, udp:…, exec: LINE, log: REGEXP, agent, exit
 //	timeout            from its start until it is ready: 30s, 5m
-//	setup              (netns, qemu) shell lines, run before it is ready, and before its command is
-//	routes             (netns, qemu) [10.9.0.0/16 via 10.1.0.3, default via fd00::1]
+//	setup              (netns, or with an agent) shell lines, run before it is ready, and before its command is
+//	routes             (not external) [10.9.0.0/16 via 10.1.0.3, default via fd00::1]; the small guest's and netns's are set, others
+//	                   have them by cloud-init
 //	forwarding         (netns, the small guest) it routes
 //	command            (netns) [program, argument, …], or one text for sh -c
 //	dir, env, restart  (netns) where it runs, with what, and whether it is started again when it ends
 //	kernel, initrd, append; disk, disk-format, overlay
-//	                   (qemu; uml has all but kernel, disk-format and overlay) what it boots; with none of them the small guest.
-//	                   overlay is true unless said otherwise: what is written to a disk goes when the node does
-//	memory, cpus, machine, accel, cpu, qemu, args
-//	                   (qemu; memory of uml, too) 512M, 2G; QEMU's words; its program; any further arguments
+//	                   (qemu; uml has all but kernel and disk-format) what it boots; without kernel, initrd and disk the small
+//	                   guest. overlay is true unless said otherwise: what is written to a disk goes when the node does
+//	memory, args       (qemu, uml) 512M, 2G; any further arguments
+//	cpus, machine, accel, cpu, qemu
+//	                   (qemu) QEMU's words; its program
 //	agent              (qemu) a guest agent runs in it, for exec and setup; the small guest has one
 //	user               for 'lab ssh'
 //	cloud-init         (qemu) {user-data:, network-config:, vendor-data:, each also as …-file: NAME, meta-data: {}}

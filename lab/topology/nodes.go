@@ -76,11 +76,11 @@ func (r *reader) node(at place, name string, v config.Value) {
 // fits says which kinds of nodes have a key. Those that are not in it all have.
 var fits = map[string][]Kind{
 	"command": {KindNetns}, "dir": {KindNetns}, "env": {KindNetns}, "restart": {KindNetns},
-	"forwarding": {KindNetns, KindQEMU}, "routes": {KindNetns, KindQEMU},
-	"setup":  {KindNetns, KindQEMU},
-	"kernel": {KindQEMU}, "disk-format": {KindQEMU}, "overlay": {KindQEMU}, "cpus": {KindQEMU}, "machine": {KindQEMU}, "accel": {KindQEMU},
-	"cpu": {KindQEMU}, "qemu": {KindQEMU}, "args": {KindQEMU}, "agent": {KindQEMU}, "cloud-init": {KindQEMU},
-	"initrd": {KindQEMU, KindUML}, "append": {KindQEMU, KindUML}, "disk": {KindQEMU, KindUML}, "memory": {KindQEMU, KindUML},
+	"forwarding": {KindNetns, KindQEMU, KindUML}, "routes": {KindNetns, KindQEMU, KindUML}, "setup": {KindNetns, KindQEMU, KindUML},
+	"kernel": {KindQEMU}, "disk-format": {KindQEMU}, "cpus": {KindQEMU}, "machine": {KindQEMU}, "accel": {KindQEMU},
+	"cpu": {KindQEMU}, "qemu": {KindQEMU}, "agent": {KindQEMU}, "cloud-init": {KindQEMU},
+	"initrd": {KindQEMU, KindUML}, "append": {KindQEMU, KindUML}, "disk": {KindQEMU, KindUML}, "overlay": {KindQEMU, KindUML},
+	"memory": {KindQEMU, KindUML}, "args": {KindQEMU, KindUML},
 	"uml":  {KindUML},
 	"user": {KindQEMU, KindUML, KindExternal},
 }
@@ -289,6 +289,10 @@ func (r *reader) iface(v config.Value, n *node, f *iface) {
 		{"address", func(v config.Value) {
 			f.addrs, f.addrsAt = r.listOrOne(v, "address"), v.Place()
 			f.noAddrs = v.List() && len(f.addrs) == 0
+			if len(f.addrs) > maxAddrs {
+				r.fail(f.addrs[maxAddrs].at, "address: more than %d: want fewer", maxAddrs)
+				f.addrs = nil
+			}
 		}},
 		{"impair", func(v config.Value) { f.Impair = r.impair(v, false) }},
 		{"promiscuous", func(v config.Value) { f.Promiscuous, _ = r.bool(v, "promiscuous") }},
@@ -389,6 +393,16 @@ func (r *reader) routes(v config.Value, n *node) {
 	}
 }
 
+// agents are kinds of nodes that do as they are told, if a guest has an agent.
+var agents = []Kind{KindNetns, KindQEMU, KindUML}
+
+func wantAgent(k Kind) string {
+	if k == KindUML {
+		return "want no disk and no initrd, which is the small guest, and has one"
+	}
+	return "want agent: true, and one in the guest"
+}
+
 // conditions are those to wait for, and whether they have an argument.
 var conditions = []struct {
 	kind  string
@@ -396,12 +410,12 @@ var conditions = []struct {
 	kinds []Kind
 }{
 	{"address", "", kinds},
-	{"ping", "an address or node, as ping:10.1.0.2", []Kind{KindNetns, KindQEMU}},
+	{"ping", "an address or node, as ping:10.1.0.2", agents},
 	{"tcp", "a port, as tcp:80, or tcp:HOST:80", kinds},
 	{"udp", "a port, as udp:53, or udp:HOST:53", kinds},
-	{"exec", "a shell line, as exec: test -f /x", []Kind{KindNetns, KindQEMU}},
+	{"exec", "a shell line, as exec: test -f /x", agents},
 	{"log", `a regular expression, as log: "login:"`, []Kind{KindNetns, KindQEMU, KindUML}},
-	{"agent", "", []Kind{KindQEMU}},
+	{"agent", "", []Kind{KindQEMU, KindUML}},
 	{"exit", "", []Kind{KindNetns, KindQEMU, KindUML}},
 }
 
@@ -425,8 +439,8 @@ func (r *reader) wait(v config.Value, n *node) {
 					r.fail(at, "wait: %s", err)
 					return
 				}
-				if slices.Contains([]string{"exec", "ping", "agent"}, kind) && n.Kind == KindQEMU && !n.Agent {
-					r.fail(at, "wait: %s is the guest agent's: want agent: true, and one in the guest", kind)
+				if slices.Contains([]string{"exec", "ping", "agent"}, kind) && n.Kind != KindNetns && !n.Agent {
+					r.fail(at, "wait: %s is the guest agent's: %s", kind, wantAgent(n.Kind))
 					return
 				}
 				if kind == "exit" && n.Kind == KindNetns && n.Command == nil {
@@ -457,7 +471,11 @@ func (r *reader) wait(v config.Value, n *node) {
 		item(v)
 		return
 	}
-	r.src.Items(v, "wait", func(_ int, v config.Value) { item(v) })
+	r.src.Items(v, "wait", func(i int, v config.Value) {
+		if !r.most(i, v, maxWait, "wait") {
+			item(v)
+		}
+	})
 }
 
 func wordsOf[S ~string](list []S) []string {

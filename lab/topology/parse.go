@@ -19,6 +19,9 @@ const (
 	maxNodes, maxNetworks = 256, 256
 	// maxInterfaces bounds a node's: a PC's PCI bus has 32 slots.
 	maxInterfaces = 32
+	// maxList bounds lists, maxAddrs and maxWait those that cost more to read: nobody writes as many. maxValues bounds the
+	// values of all nodes, counts unrolled: 4000 of each of 256.
+	maxList, maxAddrs, maxWait, maxValues = 1000, 64, 32, 1 << 20
 	// maxLabName leaves room in a socket's path (108 bytes on Linux) behind /run/user/UID/vmnetd/lab-.
 	maxLabName = 32
 	// maxInterfaceName is Linux's IFNAMSIZ without its zero.
@@ -43,6 +46,7 @@ type reader struct {
 	files    *folder // nil: none is opened
 	vars     scope
 	expanded int // bytes, by variables
+	values   int // that were read
 	faults   map[fault]bool
 
 	name     string
@@ -77,7 +81,8 @@ type iface struct {
 	link                     bool // it says that it is a link
 	net                      *network
 	addrs                    []placed
-	noAddrs                  bool // its list is empty: it shall have none
+	addrAt                   []place // of Addrs, as far as the file has them
+	noAddrs                  bool    // its list is empty: it shall have none
 	addrsAt                  place
 }
 
@@ -116,6 +121,12 @@ func (r *reader) text(v config.Value, what string) (string, bool) {
 		r.fail(v.Place(), "%s: want one value, not %s", what, v.Kind())
 		return "", false
 	}
+	if r.values++; r.values > maxValues {
+		if r.values == maxValues+1 {
+			r.fail(v.Place(), "more than %d values once all counts are unrolled: want fewer nodes, or texts in files of their own", maxValues)
+		}
+		return "", false
+	}
 	return r.expand(s, v.Place())
 }
 
@@ -131,12 +142,23 @@ func (r *reader) word(v config.Value, what string) (string, bool) {
 
 func (r *reader) list(v config.Value, what string) []placed {
 	list := []placed{}
-	r.src.Items(v, what, func(_ int, item config.Value) {
+	r.src.Items(v, what, func(i int, item config.Value) {
+		if r.most(i, item, maxList, what) {
+			return
+		}
 		if s, ok := r.text(item, what); ok {
 			list = append(list, placed{s, item.Place()})
 		}
 	})
 	return list
+}
+
+// most says that an item is beyond the bound of its list.
+func (r *reader) most(i int, item config.Value, most int, what string) bool {
+	if i == most {
+		r.fail(item.Place(), "%s: more than %d: want fewer", what, most)
+	}
+	return i >= most
 }
 
 // listOrOne is a list, or one value that is a list of one.

@@ -185,6 +185,46 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// TestBounds: what is as large as a file may be is read, or refused, in time that nobody waits for.
+func TestBounds(t *testing.T) {
+	fill := func(head, each, tail string) string {
+		return head + strings.Repeat(each, (config.MaxSize-len(head)-len(tail)-100)/len(each)) + tail
+	}
+	for name, text := range map[string]string{
+		"Env":      "nodes:\n  a:\n    kind: netns\n    count: 256\n    env:\n" + manyKeys("      K%d: v\n", 5000),
+		"Routes":   fill("nodes:\n  a:\n    kind: netns\n    count: 256\n    routes:\n", "    - 10.0.0.0/8 via 10.1.0.1\n", ""),
+		"Wait":     fill("nodes:\n  a:\n    kind: netns\n    count: 256\n    wait:\n", "    - log: a(b|c)*d+\n", ""),
+		"Args":     fill("nodes:\n  a:\n    kind: qemu\n    count: 256\n    args:\n", "    - a\n", ""),
+		"After":    fill("nodes:\n  b: {kind: netns}\n  a:\n    kind: netns\n    count: 255\n    after:\n", "    - b\n", ""),
+		"Address":  fill("networks: {l: {uplink: false}}\nnodes:\n  a:\n    kind: netns\n    count: 256\n    interfaces:\n", "    - {net: l, address: 10.0.0.1/8}\n", ""),
+		"Networks": "networks:\n" + manyKeys("  n%d: {net: 10.0.0.0/8}\n", 3000) + "nodes: {a: {kind: netns}}\n",
+		"Nodes":    "nodes:\n" + manyKeys("  n%d: {kind: netns}\n", 3000),
+		"Forward":  fill("networks:\n  l:\n    forward:\n", "    - 0:x:1\n", "nodes: {x: {kind: netns, interfaces: [l]}}\n"),
+		"Vars":     "vars:\n" + manyKeys("  v%d: x\n", 5000) + "nodes: {a: {kind: \"${v1}\"}}\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			began := time.Now()
+			l, err := Parse("f.yaml", []byte(text), nil)
+			if (l == nil) == (err == nil) {
+				t.Errorf("%v, %v", l, err)
+			}
+			if d := time.Since(began); d > 30*time.Second { // on a busy machine, where it takes a second at most
+				t.Errorf("took %s", d)
+			} else {
+				t.Logf("%s: %.100v", d, err)
+			}
+		})
+	}
+}
+
+func manyKeys(format string, n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, format, i)
+	}
+	return b.String()
+}
+
 func doubling(n int) string {
 	var b strings.Builder
 	for i := range n {
