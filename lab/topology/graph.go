@@ -21,18 +21,16 @@ func (l *Lab) Graph() string {
 		if n.Wire {
 			continue
 		}
-		if b.WriteString("\n"); n.Uplink {
+		b.WriteString("\n")
+		bar := "═╤═ "
+		if n.Uplink {
+			bar = "═╪═ "
 			b.WriteString("this machine and the world\n")
 			for _, s := range n.doors() {
 				fmt.Fprintf(&b, " │  %s\n", s)
 			}
 		}
-		fmt.Fprintf(&b, "═╪═ %s\n", strings.Join(append([]string{n.Name}, n.about()...), "   "))
-		if !n.Uplink {
-			s := b.String()
-			b.Reset()
-			b.WriteString(strings.TrimSuffix(s, lastLine(s)) + strings.Replace(lastLine(s), "═╪═", "═╤═", 1))
-		}
+		fmt.Fprintf(&b, "%s%s\n", bar, strings.Join(append([]string{n.Name}, n.about()...), "   "))
 		writeEnds(&b, ends[n.Name])
 	}
 	for _, n := range l.Networks {
@@ -51,11 +49,6 @@ func (l *Lab) Graph() string {
 		fmt.Fprintf(&b, "\nin no network: %s\n", strings.Join(alone, ", "))
 	}
 	return b.String()
-}
-
-func lastLine(s string) string {
-	i := strings.LastIndexByte(strings.TrimSuffix(s, "\n"), '\n')
-	return s[i+1:]
 }
 
 func count(n int, what string) string {

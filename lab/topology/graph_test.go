@@ -93,7 +93,7 @@ func checkPicture(t *testing.T, l *Lab) {
 // TestPictures: of any lab, checkPicture holds.
 func TestPictures(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
+	for range 60 {
 		l := &Lab{Name: "random"}
 		for i := range r.IntN(8) {
 			kind := r.IntN(3)
