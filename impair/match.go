@@ -81,7 +81,7 @@ func ParseMatch(s string) (m Match, err error) {
 		if is {
 			b, berr = strconv.ParseUint(to, 10, 16)
 		}
-		if aerr != nil || berr != nil || a == 0 || b < a {
+		if aerr != nil || berr != nil || b == 0 || b < a {
 			return Match{}, fmt.Errorf("ports %.20q: want 1 to 65535, or a range as 8000-8999", ports)
 		}
 		m.MinPort, m.MaxPort = uint16(a), uint16(b)

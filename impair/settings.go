@@ -248,6 +248,9 @@ func (w *Way) Check() error {
 	if w.Policy == Police && (w.Queue != 0 || w.QueueTime != 0) {
 		bad("a policer has no queue: want a burst, or another policy")
 	}
+	if least := int64(w.mtu() + ethLen); w.Policy == Police && w.Burst > 0 && w.Burst < least {
+		bad("burst %s: a policer lets no frame pass that is longer: want %s or more", printSize(w.Burst), printSize(least))
+	}
 	share("loss", w.Loss)
 	if g := w.Gilbert; g != nil {
 		if w.Loss != 0 {

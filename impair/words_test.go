@@ -29,7 +29,7 @@ func TestUnits(t *testing.T) {
 		"loss=120%": "!0% to 100%", "loss=-1%": "!0% to 100%", "loss=1": "!1% or 100%", "loss=2": "!0% to 100%", "loss=NaN": "!", "loss=1ms": "!share",
 		"latency=-5ms": "!0s to 1m", "latency=50": "!50ms", "latency=2m": "!0s to 1m", "latency=abc": "!50ms", "latency=5m5": "!",
 		"jitter=10ms": "!at most the latency", "latency=5ms,jitter=10ms": "!at most the latency, 5ms",
-		"burst=1kB": "!want a rate", "policy=codel": "!want a rate", "rate=1mbit,policy=police,queue=10kB": "!policer has no queue",
+		"burst=1kB": "!want a rate", "policy=codel": "!want a rate", "rate=1mbit,policy=police,queue=10kB": "!policer has no queue", "rate=1mbit,policy=police,burst=1kB": "!1514B or more",
 		"policy=fq": "!droptail, red, codel or police", "reorder=1%": "!want a latency", "latency=5ms,gap=3": "!gap", "dist=normal": "!jitter's",
 		"loss=1%,gilbert=1%/2%": "!one of them", "gilbert=1%": "!P/R", "gilbert=0%/0%": "!never turns", "flap=2s/3s": "!EVERY/DOWN", "flap=2s": "!EVERY/DOWN",
 		"mtu=10": "!576 to 65535", "memory=1kB": "!128KiB to 1GiB", "speed=1": "!none of a line's words", "rate": "!NAME=VALUE", "trace=x": "!no file",
@@ -108,7 +108,7 @@ func TestJSON(t *testing.T) {
 
 func TestMatch(t *testing.T) {
 	for in, want := range map[string]string{
-		"*": "", "*:udp:53": "", "192.0.2.1": "", "192.0.2.0/24:tcp": "", "192.0.2.77/24": "192.0.2.0/24", "*:tcp:8000-8999": "", "*:*:53": "",
+		"*": "", "*:udp:53": "", "192.0.2.1": "", "192.0.2.0/24:tcp": "", "192.0.2.77/24": "192.0.2.0/24", "*:tcp:8000-8999": "", "*:tcp:0-80": "", "*:*:53": "",
 		"2001:db8::1": "", "[2001:db8::/32]:tcp:443": "", "2001:db8::/32": "", "[::1]": "::1", "*:icmp": "", "*:ICMPv6": "*:icmp6", "*:47": "", "*:6:80": "*:tcp:80", "*:udp:*": "*:udp",
 		"*:icmp:5": "!ports", "*:tcp:0": "!1 to 65535", "*:tcp:9-8": "!1 to 65535", "*:tcp:x": "!1 to 65535", "*:gre": "!protocol", "host:tcp": "!address",
 		"": "!address", "[::1": "!want ADDRESS", "::ffff:1.2.3.4": "!IPv4 as such", "fe80::1%eth0": "!zone", "*:tcp:1:2": "!",

@@ -107,6 +107,9 @@ type qosWay struct {
 // qosRate is what it says of a line without a rate: its own default, and more than it carries.
 const qosRate = 10_000_000_000
 
+// deadLine is how long, and how often, a line is down on which nothing passes.
+const deadLine = time.Second
+
 func (q *qos) settings() (s impair.Settings, err error) {
 	link := func(l *qosLink) (up, down impair.Way, err error) {
 		if up, err = l.Egress.way(); err == nil {
@@ -141,13 +144,16 @@ func (q qosWay) way() (w impair.Way, err error) {
 		return time.Duration(min(max(f, -1e9), 1e9) * float64(time.Millisecond))
 	}
 	if !(q.Rate >= 0) || q.Rate > 1e15 {
-		return w, fmt.Errorf("rate %v: want bits a second, 1000 or more", q.Rate)
+		return w, fmt.Errorf("rate %v: want bits a second, 1000 or more, or 0 for a line on which nothing passes", q.Rate)
 	}
 	if q.Rate < qosRate {
 		w.Rate = int64(math.Round(q.Rate))
 	}
 	if q.Rate > 0 && q.Rate < 1000 {
-		return w, fmt.Errorf("rate %v: want bits a second, 1000 or more", q.Rate)
+		return w, fmt.Errorf("rate %v: want bits a second, 1000 or more, or 0 for a line on which nothing passes", q.Rate)
+	}
+	if q.Rate == 0 { // nothing passes there
+		w.FlapEvery, w.FlapDown = deadLine, deadLine
 	}
 	w.Loss = q.Loss
 	w.Latency = millis(q.Latency)
@@ -163,7 +169,10 @@ func qosOf(s *impair.Settings) qos {
 	way := func(w *impair.Way) qosWay {
 		ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 		q := qosWay{Rate: qosRate, Loss: w.Loss, Latency: ms(w.Latency - w.Jitter), Jitter: ms(2 * w.Jitter), Strength: w.Share, Reorder: w.Shuffle}
-		if w.Rate != 0 {
+		switch {
+		case w.FlapDown > 0 && w.FlapDown == w.FlapEvery:
+			q.Rate = 0
+		case w.Rate != 0:
 			q.Rate = float64(w.Rate)
 		}
 		if w.Jitter > 0 && w.Share == 0 {

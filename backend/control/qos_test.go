@@ -46,6 +46,21 @@ func TestQoS(t *testing.T) {
 	if code, body := ask("GET", ""); code != 200 || body != spec {
 		t.Errorf("%d\n%s, want\n%s", code, body, spec)
 	}
+	// A rate of 0 lets nothing pass there, and ports are counted from 0.
+	dead := strings.NewReplacer(`"rate":10000000,`, `"rate":0,`, `"port_min":53`, `"port_min":0`).Replace(spec)
+	if code, body := ask("POST", dead); code != 200 || body != "OK" {
+		t.Fatalf("%d %s", code, body)
+	}
+	if code, body := ask("GET", ""); code != 200 || body != dead {
+		t.Errorf("%d\n%s, want\n%s", code, body, dead)
+	}
+	if i, err := r.c.Impairment(t.Context(), id); err != nil || i.Settings.Down.FlapDown == 0 || i.Settings.Down.FlapDown != i.Settings.Down.FlapEvery ||
+		i.Settings.Flows[0].Match.String() != "192.0.2.1:udp:0-53" {
+		t.Errorf("%+v, %v", i.Settings, err)
+	}
+	if code, body := ask("POST", spec); code != 200 || body != "OK" {
+		t.Fatalf("%d %s", code, body)
+	}
 	i, err := r.net.Impairment(id)
 	if err != nil {
 		t.Fatal(err)
