@@ -4,8 +4,6 @@ package lab
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -15,14 +13,9 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/vmnetd/vmnetd/lab/guest"
 )
-
-// kvmTrial bounds the trial of KVM. A kernel under KVM is up in about a second; a machine that needs ten is no faster than
-// emulation.
-const kvmTrial = 10 * time.Second
 
 // accelOf is what a machine runs by: kvm where that works, else tcg. $VMNETD_ACCEL decides for all whose node says nothing.
 func accelOf(ctx context.Context, b *bench, program string) (string, error) {
@@ -67,7 +60,8 @@ var accelTrial sync.Mutex
 func triedAccel(ctx context.Context, b *bench, program string) (name, why string, err error) {
 	accelTrial.Lock()
 	defer accelTrial.Unlock()
-	im, err := guest.Make(ctx, func(format string, args ...any) { b.log.Info(fmt.Sprintf(format, args...)) })
+	logf := func(format string, args ...any) { b.log.Info(fmt.Sprintf(format, args...)) }
+	im, err := guest.Make(ctx, logf)
 	if err != nil {
 		if ctx.Err() != nil {
 			return "", "", err
@@ -75,43 +69,7 @@ func triedAccel(ctx context.Context, b *bench, program string) (name, why string
 		b.log.Info("KVM is not tried, so it is not used: 'accel: kvm' or VMNETD_ACCEL=kvm does", "error", err)
 		return "tcg", "not tried", nil
 	}
-	cache, err := guest.Cache()
-	if err != nil {
-		return "", "", err
-	}
-	host, err := os.ReadFile("/proc/version")
-	if err != nil {
-		return "", "", err
-	}
-	fi, err := os.Stat(program)
-	if err != nil {
-		return "", "", err
-	}
-	// Another host kernel, QEMU or guest kernel may do better: ask again.
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s|%s|%v|%s", host, program, fi.ModTime(), im.Kernel))
-	known := filepath.Join(cache, "kvm-"+hex.EncodeToString(sum[:8]))
-	unlock, err := guest.Lock(ctx, filepath.Join(cache, "kvm.lock"))
-	if err != nil {
-		return "", "", err
-	}
-	defer unlock()
-	if b, err := os.ReadFile(known); err == nil {
-		if name, why, ok := strings.Cut(strings.TrimSpace(string(b)), ": "); ok {
-			return name, why, nil
-		}
-	}
-	b.log.Info("trying KVM, once", "at most", kvmTrial)
-	name, why = "kvm", "a guest boots with it"
-	if err := tryKVM(ctx, im, program, b.keep, b.env); err != nil {
-		if ctx.Err() != nil {
-			return "", "", context.Cause(ctx)
-		}
-		name, why = "tcg", fmt.Sprintf("no guest boots with KVM here: %v", err)
-	}
-	if err := os.WriteFile(known+".new", []byte(name+": "+why+"\n"), 0o644); err != nil {
-		return "", "", err
-	}
-	return name, why, os.Rename(known+".new", known)
+	return guest.Accel(ctx, program, im.Kernel, func(ctx context.Context) error { return tryKVM(ctx, im, program, b.keep, b.env) }, logf)
 }
 
 // tryKVM boots the small guest so far that it says so, and goes down.
@@ -138,12 +96,8 @@ func tryKVM(ctx context.Context, im *guest.Image, program, dir string, env []str
 	if err != nil {
 		return err
 	}
-	wait := time.NewTimer(kvmTrial)
-	defer wait.Stop()
 	select {
 	case <-p.ended:
-	case <-wait.C:
-		err = errors.New("it did not boot in time")
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}

@@ -2,17 +2,12 @@ package vm
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/vmnetd/vmnetd/lab/guest"
 )
@@ -64,10 +59,6 @@ func parseVersion(s string) (Version, error) {
 	return v, nil
 }
 
-// kvmTrial bounds the trial of KVM. A kernel under KVM is up in about a second; a machine that
-// needs ten is no faster than emulation.
-const kvmTrial = 10 * time.Second
-
 // Accel is the QEMU accelerator to use, kvm or tcg, and why. A /dev/kvm that opens may still not
 // boot a kernel (a machine that is itself a guest), so the first call tries it with a guest, and
 // the cache folder remembers. $VMNETD_ACCEL decides without a trial.
@@ -82,13 +73,7 @@ func Accel(ctx context.Context, logf func(format string, args ...any)) (name, wh
 	default:
 		return "", "", fmt.Errorf("VMNETD_ACCEL=%s: want kvm or tcg", a)
 	}
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return "tcg", err.Error(), nil
-	}
-	f.Close()
-
-	path, version, err := QEMU(ctx)
+	path, _, err := QEMU(ctx)
 	if err != nil {
 		return "", "", err
 	}
@@ -96,54 +81,12 @@ func Accel(ctx context.Context, logf func(format string, args ...any)) (name, wh
 	if err != nil {
 		return "", "", err
 	}
-	cache, err := guest.Cache()
-	if err != nil {
-		return "", "", err
-	}
-	host, err := os.ReadFile("/proc/version")
-	if err != nil {
-		return "", "", err
-	}
-	// Another host kernel, QEMU or guest kernel may do better: ask again.
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s|%s|%s|%s", host, path, version, kernel))
-	known := filepath.Join(cache, "accel-"+hex.EncodeToString(sum[:8]))
-	unlock, err := guest.Lock(ctx, filepath.Join(cache, "accel.lock"))
-	if err != nil {
-		return "", "", err
-	}
-	defer unlock()
-	if b, err := os.ReadFile(known); err == nil {
-		if name, why, ok := strings.Cut(strings.TrimSpace(string(b)), ": "); ok {
-			return name, why, nil
+	return guest.Accel(ctx, path, kernel, func(ctx context.Context) error {
+		g, err := Start(ctx, Config{Name: "kvm-trial", Accel: "kvm", Kernel: kernel, Initrd: initrd})
+		if err != nil {
+			return err
 		}
-	}
-	logf("trying KVM, once, for at most %v", kvmTrial)
-	name, why = "kvm", "a guest boots with it"
-	if err := tryKVM(ctx, kernel, initrd); err != nil {
-		if ctx.Err() != nil {
-			return "", "", context.Cause(ctx)
-		}
-		name, why = "tcg", strings.Replace(fmt.Sprintf("no guest boots with KVM here: %v", firstLine(err)), "guest kvm-trial: ", "", 1)
-	}
-	// Written in full or not at all; a next call would only try again.
-	if err := os.WriteFile(known+".new", []byte(name+": "+why+"\n"), 0o644); err != nil {
-		return "", "", err
-	}
-	return name, why, os.Rename(known+".new", known)
-}
-
-func tryKVM(ctx context.Context, kernel, initrd string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, kvmTrial, errors.New("it did not boot in time"))
-	defer cancel()
-	g, err := Start(ctx, Config{Name: "kvm-trial", Accel: "kvm", Kernel: kernel, Initrd: initrd})
-	if err != nil {
-		return err
-	}
-	defer g.Close()
-	return g.WaitReady(ctx)
-}
-
-func firstLine(err error) error {
-	s, _, _ := strings.Cut(err.Error(), "\n")
-	return errors.New(s)
+		defer g.Close()
+		return g.WaitReady(ctx)
+	}, logf)
 }
