@@ -92,9 +92,10 @@ func (p *port) finishFor(k packet, s link.Span, to *port) bool {
 	if told && o.Kind == 0 {
 		return p.sum(k, s)
 	}
-	mtu := to.mtu()
+	tags := k.at - ethLen
+	mtu := min(to.mtu(), to.carries-tags)
 	if told && p.net.cfg.plain() { // the sender's kernel knows what its segments are to be
-		mtu = to.carries
+		mtu = to.carries - tags
 	}
 	hl, th, total, ok := segmentOf(kind, ip, body)
 	v6 := kind == etherIPv6
@@ -118,7 +119,7 @@ func (p *port) finishFor(k packet, s link.Span, to *port) bool {
 	p.onward.send(p.batch) // what came before goes before
 	p.elsewhere++
 	f := &p.finisher
-	if need := segmentsOf(v6) | link.Checksums; told && to.split.takes&need == need && size == int(o.Size) && body.Len() <= to.carries {
+	if need := segmentsOf(v6) | link.Checksums; told && to.split.takes&need == need && size == int(o.Size) && body.Len()+tags <= to.carries {
 		f.reset()
 		f.cut(p.batch, s.Upto(k.at+total), k.at+hl+th, 0, total-hl-th)
 		f.frames[0].SetOffload(link.Offload{Flags: link.OffloadSum, Kind: o.Kind, Size: o.Size, Header: uint16(k.at + hl + th), SumStart: uint16(k.at + hl), SumAt: 16})

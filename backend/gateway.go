@@ -32,7 +32,8 @@ func (p *port) fromGuest(s link.Span) {
 		return
 	}
 	dst, src := macOf(h), macOf(h[6:])
-	if (src != p.lastMAC || !p.lastOwn) && !p.mayUse(src) { // one that was another's may be ours by now
+	// One that was another's may be ours by now, and a virtual router's another's.
+	if (src != p.lastMAC || !p.lastOwn || src[2] == virtualByte && src.isVirtual()) && !p.mayUse(src) {
 		return
 	}
 	kind := binary.BigEndian.Uint16(h[12:])
@@ -202,13 +203,18 @@ func (n *Network) onLink(a netip.Addr) bool {
 
 // mayShow says whether the port may be the address that the packet says it comes from, and notes that it is there.
 func (p *port) mayShow(kind uint16, ip []byte, src mac) bool {
-	a := sourceOf(kind, ip)
-	if !a.IsValid() {
-		return true // shown nothing
-	}
+	var a netip.Addr
 	fam := 0
-	if a.Is6() {
+	switch { // sourceOf, which would be a call for each frame
+	case kind == etherIPv4 && len(ip) >= header.IPv4MinimumSize:
+		a = netip.AddrFrom4([4]byte(ip[12:16]))
+	case kind == etherARP && len(ip) >= header.ARPSize:
+		a = netip.AddrFrom4([4]byte(ip[14:18]))
+	case kind == etherIPv6 && len(ip) >= header.IPv6MinimumSize:
+		a = netip.AddrFrom16([16]byte(ip[8:24]))
 		fam = 1
+	default:
+		return true // shown nothing
 	}
 	gen := p.net.seg.gen.Load() // a lease that ended takes the address from whom showed it
 	if a == p.lastSrc[fam] && src == p.lastSrcMAC[fam] && gen == p.lastSrcGen[fam] {

@@ -257,7 +257,7 @@ func sockets(t testing.TB) (near, far link.Link) {
 }
 
 // serve has n serve one end of a wire until the test ends.
-func serve(t testing.TB, n *backend.Network, far link.Link, name string) {
+func serve(t testing.TB, n Server, far link.Link, name string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan struct{})

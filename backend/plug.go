@@ -40,6 +40,31 @@ const (
 
 func (r role) String() string { return [...]string{"", "promiscuous", "mirror"}[r] }
 
+// course is the way of the frames that a port's guest sends.
+type course uint8
+
+const (
+	byGateway course = iota // gateway.go
+	asAnybody               // the same, for a promiscuous one
+	bySwitch                // plain.go
+	byWire
+	nowhere // a mirror's
+)
+
+func (r role) course(c *Config) course {
+	switch {
+	case r == mirror:
+		return nowhere
+	case c.Wire:
+		return byWire
+	case c.NoUplink:
+		return bySwitch
+	case r == promiscuous:
+		return asAnybody
+	}
+	return byGateway
+}
+
 // check refuses what contradicts itself, or the network.
 func (c *PortConfig) check(n *Config) (role, error) {
 	if c.Impair != nil {

@@ -37,6 +37,7 @@ type port struct {
 	id      string
 	name    string // how it is attached
 	role    role
+	course  course
 	link    link.Link
 	log     *slog.Logger
 	since   time.Time
@@ -113,7 +114,7 @@ func (n *Network) newPort(ctx context.Context, l, wire link.Link, c PortConfig) 
 	if err != nil {
 		return nil, err
 	}
-	p := &port{net: n, name: c.Name, role: role, link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue), bug: make(chan struct{})}
+	p := &port{net: n, name: c.Name, role: role, course: role.course(&n.cfg), link: l, since: time.Now(), batch: newBatch(), dhcp: make(chan dhcpRequest, dhcpQueue), bug: make(chan struct{})}
 	p.id = fmt.Sprintf("g%d", n.nextGuest.Add(1))
 	p.bad, _ = link.Impair(l, nil) // nothing that could be refused
 	p.bad.Counts(&n.impairs.tally)
@@ -266,17 +267,17 @@ func (p *port) carry() {
 		p.rxFrames.Add(1)
 		p.rxBytes.Add(uint64(s.Len()))
 		size += s.Len()
-		switch {
-		case p.stack != nil && p.role == ordinary:
+		switch p.course {
+		case byGateway:
 			p.fromGuest(s)
-		case p.role == mirror:
-			p.drop(flows.ReasonIsolated)
-		case p.stack != nil:
-			p.fromAnybody(s)
-		case p.net.cfg.Wire:
-			p.alongWire(s)
-		default:
+		case bySwitch:
 			p.onSwitch(s)
+		case byWire:
+			p.alongWire(s)
+		case asAnybody:
+			p.fromAnybody(s)
+		case nowhere:
+			p.drop(flows.ReasonIsolated)
 		}
 	}
 	p.read = size

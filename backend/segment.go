@@ -122,9 +122,12 @@ func (s *segment) unlearn(p *port, m mac) {
 	}
 }
 
+// virtualByte is of all virtual routers' MACs, and of few others'.
+const virtualByte = 0x5e
+
 // isVirtual says whether a MAC is a virtual router's, which lives on whoever is master (RFC 9568 §7.3).
 func (m mac) isVirtual() bool {
-	return m[0] == 0 && m[1] == 0 && m[2] == 0x5e && m[3] == 0 && (m[4] == 1 || m[4] == 2)
+	return m[0] == 0 && m[1] == 0 && m[2] == virtualByte && m[3] == 0 && (m[4] == 1 || m[4] == 2)
 }
 
 // learnMAC says that m sends on p, and whether it may: not if it lives on another port and does not move.
@@ -387,6 +390,7 @@ func (s *segment) forward(p *port, b *link.Batch, f link.Span, dst mac) {
 
 // flood carries a frame from p to all other ports, at a bounded rate.
 func (s *segment) flood(p *port, b *link.Batch, f link.Span) {
+	p.onward.send(b) // what came before goes before
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if len(s.ports) < 2 {

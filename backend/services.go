@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -33,13 +34,13 @@ const (
 )
 
 func (n *Network) startServices() error {
-	c := &n.cfg
+	c, logger := &n.cfg, n.log
 	if c.plain() { // none of them is asked anything; who asks this network for them gets empty ones
-		none, err := Config{Name: c.Name, Resolvers: []netip.AddrPort{}, Logger: c.Logger}.withDefaults()
+		none, err := Config{Name: c.Name, Resolvers: []netip.AddrPort{}}.withDefaults()
 		if err != nil {
 			return err
 		}
-		c = &none
+		c, logger = &none, slog.New(slog.DiscardHandler) // that it has no resolvers is nothing to warn of
 	}
 	static, reserved, err := c.reservations()
 	if err != nil {
@@ -54,7 +55,7 @@ func (n *Network) startServices() error {
 	n.dns, err = dns.New(dns.Config{
 		Domain: c.Domain, Prefixes: []netip.Prefix{c.Prefix4, c.Prefix6},
 		Gateway: []netip.Addr{c.Gateway4, c.Gateway6}, Host: []netip.Addr{c.Gateway4, c.Gateway6},
-		Resolvers: c.Resolvers, Logger: n.log, Names: n.names, Told: n.flows.Learn, Panicked: n.failed,
+		Resolvers: c.Resolvers, Logger: logger, Names: n.names, Told: n.flows.Learn, Panicked: n.failed,
 	})
 	if err != nil {
 		return fmt.Errorf("network %s: %w", c.Name, err)
