@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // made is the lab, once nothing is wrong with the file but what shows as it is given out.
@@ -87,8 +88,24 @@ func (r *reader) allotMACs() {
 	}
 }
 
+// inTurn are the nodes in the order in which they get addresses: those of a count behind the others, first all their first
+// ones, so that a larger count changes nobody's.
+func (r *reader) inTurn() []*node {
+	number := map[string]int{}
+	turn := map[*node]int{}
+	for _, n := range r.nodes {
+		if n.of > 0 {
+			number[n.Base]++
+			turn[n] = number[n.Base]
+		}
+	}
+	nodes := slices.Clone(r.nodes)
+	slices.SortStableFunc(nodes, func(a, b *node) int { return turn[a] - turn[b] })
+	return nodes
+}
+
 // allotAddrs gives those interfaces of a network without an uplink an address of p that have none of its family: the lowest
-// that are free, in the file's order.
+// that are free, in turn.
 func (r *reader) allotAddrs(n *network, p netip.Prefix) {
 	if n.Uplink || !p.IsValid() {
 		return
@@ -101,7 +118,7 @@ func (r *reader) allotAddrs(n *network, p netip.Prefix) {
 		taken[p.Addr()] = true
 	}
 	var want []*iface
-	for _, node := range r.nodes {
+	for _, node := range r.inTurn() {
 		for _, f := range node.ifaces {
 			if f.net != n {
 				continue

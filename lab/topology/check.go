@@ -143,6 +143,10 @@ func (r *reader) check() {
 		r.checkAddrs(n)
 		r.checkOverlaps(n)
 		r.checkRoutes(n)
+		// cloud-init's data come over HTTP from vmnetd's side of a network.
+		if n.CloudInit != nil && !slices.ContainsFunc(n.ifaces, func(f *iface) bool { return f.net == nil || f.net.Uplink && !f.Mirror }) {
+			r.fail(n.said["cloud-init"], "cloud-init: its data are served in networks with an uplink, and %s is in none: want an interface in one", n.Name)
+		}
 	}
 	r.checkTwice()
 	r.checkAfter()

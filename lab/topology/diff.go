@@ -69,7 +69,7 @@ func Diff(old, now *Lab) []Change {
 			add(&starts, "node "+n.Name, start, "new")
 			continue
 		}
-		anew, inPlace := diffNode(o, &n)
+		anew, inPlace := diffNode(o, &n, func(name string) bool { return was[name] != nil && is[name] != nil })
 		said := map[string]bool{}
 		for _, f := range n.Interfaces {
 			if another[f.Network] && !said[f.Network] && slices.ContainsFunc(o.Interfaces, func(g Interface) bool { return g.Network == f.Network }) {
@@ -219,14 +219,21 @@ func diffGuests(o, n *Network, old, now *Lab) (list []string) {
 	return list
 }
 
-func diffNode(old, now *Node) (anew, inPlace []string) {
+// diffNode compares two nodes. both says that a node is in the old lab and the new one.
+func diffNode(old, now *Node, both func(name string) bool) (anew, inPlace []string) {
 	fields(old, now, func(name string, a, b any) {
 		key := fieldKey(name)
 		switch name {
 		case "Base":
 		case "Interfaces":
 			anew = append(anew, diffInterfaces(old.Interfaces, now.Interfaces)...)
-		case "After", "Wait":
+		case "After":
+			gone := func(name string) bool { return !both(name) } // with a count all are meant, and that has changed
+			x, y := slices.DeleteFunc(slices.Clone(old.After), gone), slices.DeleteFunc(slices.Clone(now.After), gone)
+			if !slices.Equal(x, y) {
+				inPlace = append(inPlace, key+" is another")
+			}
+		case "Wait":
 			inPlace = append(inPlace, key+" is another")
 		case "Timeout", "User":
 			inPlace = append(inPlace, arrow(key, a, b))

@@ -19,23 +19,25 @@ links:
 nodes:
   w: {kind: netns, count: "${count}", command: "${cmd}", interfaces: [lan], wait: "${wait}", env: {K: "${env}"}}
   vm: {kind: qemu, memory: "${mem}", interfaces: [{net: lan, address: "${addr}"}, {link: l}], user: "${user}"}
-  r: {kind: netns, interfaces: [{net: sw, impair: "${impair}"}, {link: l}], after: [vm]}
+  r: {kind: netns, interfaces: [{net: sw, impair: "${impair}"}, {link: l}], after: [vm, v]}
+  v: {kind: netns, count: "${count}", interfaces: [sw]}
+  z: {kind: netns, interfaces: [sw]}
 `
 	for _, c := range []struct {
 		set  map[string]string
 		want string
 	}{
 		{nil, ""},
-		{map[string]string{"count": "2"}, "stop node w3 (gone)"},
-		{map[string]string{"count": "4"}, "start node w4 (new)"},
+		{map[string]string{"count": "2"}, "stop node w3 (gone), stop node v3 (gone)"},
+		{map[string]string{"count": "4"}, "start node w4 (new), start node v4 (new)"},
 		{map[string]string{"mem": "1G"}, "restart node vm (memory 256 → 1024)"},
 		{map[string]string{"loss": "5%"}, "change network l (impair is another)"},
 		{map[string]string{"rule": "x.example"}, "change network lan (policy is another)"},
 		{map[string]string{"forward": "8081:w1:80"}, "change network lan (forward 8080:w1:80 is gone; forward 8081:w1:80 is new)"},
-		{map[string]string{"cmd": "secret two", "count": "1"}, "stop node w2 (gone), stop node w3 (gone), restart node w1 (command is another)"},
-		{map[string]string{"env": "two", "count": "1"}, "stop node w2 (gone), stop node w3 (gone), restart node w1 (env K is another)"},
+		{map[string]string{"cmd": "secret two", "count": "1"}, "stop node w2 (gone), stop node w3 (gone), stop node v2 (gone), stop node v3 (gone), restart node w1 (command is another)"},
+		{map[string]string{"env": "two", "count": "1"}, "stop node w2 (gone), stop node w3 (gone), stop node v2 (gone), stop node v3 (gone), restart node w1 (env K is another)"},
 		{map[string]string{"wait": "agent"}, "!"},
-		{map[string]string{"wait": "tcp:80", "count": "1"}, "stop node w2 (gone), stop node w3 (gone), change node w1 (wait is another)"},
+		{map[string]string{"wait": "tcp:80", "count": "1"}, "stop node w2 (gone), stop node w3 (gone), stop node v2 (gone), stop node v3 (gone), change node w1 (wait is another)"},
 		{map[string]string{"user": "two"}, "change node vm (user one → two)"},
 		{map[string]string{"impair": "loss=2%"}, "change network sw (impair of r's eth0 is another)"},
 		{map[string]string{"addr": "10.1.0.51"}, "change network lan (fixed address for vm's eth0), restart node vm (eth0: address 10.1.0.50/24 → 10.1.0.51/24)"},

@@ -92,5 +92,6 @@
 //
 // An interface without a MAC has one made of the lab's name, the node's and its own, so that it stays whatever else changes.
 // In networks without an uplink and in links each interface has an address of either family that the network has a prefix
-// of: the lowest that is free, in the file's order, which does change as nodes come in before; routers are best given theirs.
+// of: the lowest that is free, in the file's order but for those of a count, who come last, so that a larger count changes
+// nobody's. A node that comes in before others does: routers are best given theirs.
 package topology

@@ -191,7 +191,7 @@ func (p *picture) layers() (boxes []*box) {
 // measure finds out how wide a box is: its name, and its interfaces side by side on either edge.
 func (b *box) measure(networks *[]Network) {
 	b.detail = short(b.node.detail())
-	b.w = max(84, width(short(b.node.Name), nameWidth)+width(string(b.node.Kind), charWidth)+44, width(b.detail, charWidth)+26)
+	b.w = max(84, width(short(b.node.Name), nameWidth)+width(string(b.node.Kind), charWidth)+58, width(b.detail, charWidth)+26)
 	var edges [2][]*port
 	for _, q := range b.ports {
 		q.labels = append([]string{q.f.Name}, addrTexts(q.f)...)

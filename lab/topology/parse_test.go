@@ -56,6 +56,7 @@ func TestFaults(t *testing.T) {
 		{"OneDisk", keys("disk: a\n    count: 2\n    overlay: false"), `8:5: overlay: 2 nodes cannot write to one disk: leave it out`},
 		{"TwoDisks", lan + "nodes:\n  a: {disk: x, overlay: false}\n  b: {disk: x, overlay: false}\n", `6:13: disk: a writes to it, too (line 5): want overlay: true`},
 		{"CloudInit", keys("kind: qemu\n    cloud-init: {}"), `7:5: cloud-init wants disk or kernel beside it`},
+		{"CloudInitUplink", "name: n\nnetworks:\n  lan: {uplink: false}\nnodes:\n  a:\n    disk: a\n    cloud-init: {}\n    interfaces: [lan]\n", `7:5: cloud-init: its data are served in networks with an uplink, and a is in none: want an interface in one`},
 		{"UserData", keys("disk: a\n    cloud-init: {user-data: {a: b}}"), `7:30: user-data: want a text, as user-data: | with the text below it, not keys with values`},
 		{"InstanceID", keys("disk: a\n    cloud-init: {meta-data: {instance-id: b}}"), `7:30: instance-id is the lab's to say: leave it out`},
 		{"UserDataFile", keys("disk: a\n    cloud-init: {user-data-file: b}"), `7:34: user-data-file: no files are read here: want the text itself`},
@@ -336,13 +337,16 @@ nodes:
   b: {kind: netns, interfaces: [up2, {net: sw, address: [10.1.0.1]}, {link: p2p}]}
   c: {kind: netns, interfaces: [up3, {net: sw, address: fd00:1::1}, {net: bare, address: 192.0.2.1/24}]}
   m: {kind: netns, interfaces: [{net: sw, mirror: true}, {net: sw, address: []}]}
+  e: {kind: netns, count: 2, interfaces: [sw]}
+  f: {kind: netns, count: 1, interfaces: [sw]}
   d: {kind: netns, interfaces: [{net: sw, address: fe80::1/64}]}
 `, nil)
 	want := map[string][]string{
-		"a": {"[]", "[10.1.0.2/24 fd00:1::2/64]", "[10.9.0.0/31 fd00:9::/127]", "[]"},
-		"b": {"[]", "[10.1.0.1/24 fd00:1::3/64]", "[10.9.0.1/31 fd00:9::1/127]"},
-		"c": {"[]", "[fd00:1::1/64 10.1.0.3/24]", "[192.0.2.1/24]"},
-		"m": {"[]", "[]"},
+		"a":  {"[]", "[10.1.0.2/24 fd00:1::2/64]", "[10.9.0.0/31 fd00:9::/127]", "[]"},
+		"b":  {"[]", "[10.1.0.1/24 fd00:1::3/64]", "[10.9.0.1/31 fd00:9::1/127]"},
+		"c":  {"[]", "[fd00:1::1/64 10.1.0.3/24]", "[192.0.2.1/24]"},
+		"m":  {"[]", "[]"},
+		"e1": {"[10.1.0.5/24 fd00:1::5/64]"}, "f1": {"[10.1.0.6/24 fd00:1::6/64]"}, "e2": {"[10.1.0.7/24 fd00:1::7/64]"},
 		"d": {"[fe80::1/64 10.1.0.4/24 fd00:1::4/64]"},
 	}
 	for name, list := range want {
@@ -451,7 +455,7 @@ func TestFiles(t *testing.T) {
 networks:
   lan: {policy: {file: rules}, impair: "trace=trace"}
 nodes:
-  vm: {disk: disk.qcow2, qemu: ./emulator, cloud-init: {user-data-file: user.yaml}}
+  vm: {disk: disk.qcow2, qemu: ./emulator, cloud-init: {user-data-file: user.yaml}, interfaces: [lan]}
   ns: {kind: netns, dir: .}
   ex: {kind: external, interfaces: [{net: lan, door: "unix:door"}]}
 `, 0o600)
