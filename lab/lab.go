@@ -513,18 +513,33 @@ func (l *Lab) startNodes(t *topology.Lab, p *plan) {
 		n.t = def
 	}
 	l.t = t
+	stays := map[*life]hosted{}
 	for i := range t.Nodes {
 		switch n := l.nodes[t.Nodes[i].Name]; p.node[n.name] {
 		case actStart, actRestart:
 			lives = append(lives, n.newLife())
+		default:
+			if n.life != nil {
+				if m, ok := n.life.m.(hosted); ok {
+					stays[n.life] = m
+				}
+			}
 		}
 	}
 	l.bump()
 	l.mu.Unlock()
+	for f, m := range stays {
+		if err := m.setHosts(hosts(t, f.t)); err != nil && f.ctx.Err() == nil {
+			f.log.Warn("node does not know the names of others as they are now", "err", err)
+		}
+	}
 	for _, f := range lives { // all are there before the first looks for those that it starts after
 		go f.run()
 	}
 }
+
+// hosted is a machine whose /etc/hosts can be another one while it runs.
+type hosted interface{ setHosts(text string) error }
 
 func sameDisk(a, b *topology.Node) bool {
 	return a.Kind == b.Kind && a.Disk == b.Disk && a.DiskFormat == b.DiskFormat && a.Overlay == b.Overlay

@@ -387,6 +387,7 @@ func (f *life) bench() (*bench, error) {
 		seed: l.seeds.url(f.top, f.n.name), log: f.log}
 	l.mu.Lock()
 	b.base = l.base
+	b.hosts = hosts(l.t, f.t) // as it is now: it may have waited for others
 	nets := make([]*network, len(f.t.Interfaces))
 	for i, t := range f.t.Interfaces {
 		if nets[i] = l.networks[t.Network]; nets[i] == nil {
@@ -412,7 +413,6 @@ func (f *life) bench() (*bench, error) {
 			return nil, err
 		}
 	}
-	b.hosts = hosts(f.top, f.t)
 	b.resolv = f.resolv(nets)
 	// A wire ends with the machine, and not when that is asked to stop: a guest may say goodbye to others.
 	b.plug = func(i int, w link.Link) {

@@ -58,6 +58,7 @@ type spaceNode struct {
 	mu      sync.Mutex
 	waits   map[int]error // of interfaces, why they have no lease
 	route   error         // why a route is not there
+	hosts   string        // its /etc/hosts
 	command *spaceCommand
 	others  []*os.Process // that exec has started
 }
@@ -71,7 +72,7 @@ type spaceCommand struct {
 }
 
 func newNetns(b *bench) (machine, error) {
-	m := &spaceNode{b: b, ready: make(chan struct{}), kick: make(chan struct{}, 1), waits: map[int]error{}}
+	m := &spaceNode{b: b, ready: make(chan struct{}), kick: make(chan struct{}, 1), waits: map[int]error{}, hosts: b.hosts}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	return m, nil
 }
@@ -79,21 +80,22 @@ func newNetns(b *bench) (machine, error) {
 func (m *spaceNode) start(ctx context.Context) error {
 	m.gate.Lock()
 	defer m.gate.Unlock()
-	forward := "0" // said also if not: a new namespace does as the host does, which may route for containers
-	if m.b.node.Forwarding {
-		forward = "1"
+	opt := netns.SpaceOptions{Hostname: m.b.node.Name, Hosts: m.hosts, Resolv: m.b.resolv, Mark: strings.Join(m.b.env, " ")}
+	forward := func(yes string) map[string]string {
+		return map[string]string{"net/ipv4/ip_forward": yes, "net/ipv6/conf/all/forwarding": yes}
 	}
-	sysctls := map[string]string{"net/ipv4/ip_forward": forward, "net/ipv6/conf/all/forwarding": forward}
 	if m.b.node.Forwarding {
+		opt.Sysctls = forward("1")
 		// Ways there and back may be different ones. The greater of all's and an interface's counts.
-		sysctls["net/ipv4/conf/all/rp_filter"], sysctls["net/ipv4/conf/default/rp_filter"] = "0", "0"
+		opt.TrySysctls = map[string]string{"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0"}
+	} else { // said as well: a new namespace does as the host does, which may route for containers
+		opt.TrySysctls = forward("0")
 	}
-	resolv := m.b.resolv
-	if resolv == "" {
-		resolv = "# no network of this node's has an uplink: there are the names of /etc/hosts\n"
+	if opt.Resolv == "" {
+		opt.Resolv = "# no network of this node's has an uplink: there are the names of /etc/hosts\n"
 	}
 	var err error
-	m.space, err = netns.NewSpace(netns.SpaceOptions{Hostname: m.b.node.Name, Hosts: m.b.hosts, Resolv: resolv, Sysctls: sysctls, Mark: strings.Join(m.b.env, " ")})
+	m.space, err = netns.NewSpace(opt)
 	if err != nil {
 		return explainNetns(err)
 	}
@@ -749,7 +751,10 @@ func (m *spaceNode) lookUp(ctx context.Context, network, host string) ([]netip.A
 		return []netip.Addr{a}, nil
 	}
 	var list []netip.Addr
-	for line := range strings.Lines(m.b.hosts) {
+	m.mu.Lock()
+	hosts := m.hosts
+	m.mu.Unlock()
+	for line := range strings.Lines(hosts) {
 		f := strings.Fields(line)
 		if len(f) > 1 && slices.Contains(f[1:], host) {
 			if a, err := netip.ParseAddr(f[0]); err == nil && fits(a) {
@@ -804,6 +809,27 @@ func (m *spaceNode) lookUp(ctx context.Context, network, host string) ([]netip.A
 		}
 	}
 	return nil, unknown
+}
+
+// setHosts has /etc/hosts be another text, of a lab that has changed.
+func (m *spaceNode) setHosts(text string) error {
+	m.gate.RLock()
+	defer m.gate.RUnlock()
+	if m.stopped {
+		return net.ErrClosed
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if text == m.hosts {
+		return nil
+	}
+	if m.space != nil { // else it is about to start
+		if err := m.space.WriteFile("/etc/hosts", text); err != nil {
+			return err
+		}
+	}
+	m.hosts = text
+	return nil
 }
 
 // stop ends all that runs in the node, whoever started it, and then the node.

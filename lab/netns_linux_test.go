@@ -466,7 +466,7 @@ func environs(t *testing.T, want string) (list []int) {
 // Two networks with an uplink, one without, wires: addresses, names, one default route, ways through a node that forwards.
 func TestNetnsLab(t *testing.T) {
 	needTAP(t)
-	top, err := topology.Parse("lab.yaml", []byte(`
+	const ways = `
 name: ways
 networks:
   one: {net: 10.71.0.0/24}
@@ -493,7 +493,8 @@ nodes:
     interfaces: [{net: right, address: [10.74.0.9, "fd74::9"]}]
     routes: [default via 10.74.0.1, "default via fd74::1"]
     wait: ["ping:10.73.0.9", "ping:l", "ping:fd73::9"]
-`), nil)
+`
+	top, err := topology.Parse("lab.yaml", []byte(ways), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -527,6 +528,17 @@ nodes:
 		if c, err := m.dialFrom(t.Context(), "tcp", to+":9"); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("dial %s: %v, %v", to, c, err)
 		}
+	}
+	// Another file: who stays hears of who has come.
+	more := strings.Replace(ways, "  router:", "  new:\n    kind: netns\n    interfaces: [{net: right, address: [10.74.0.77]}]\n  router:", 1)
+	if top, err = topology.Parse("lab.yaml", []byte(more), nil); err != nil {
+		t.Fatal(err)
+	}
+	if changes, err := l.Apply(t.Context(), top); err != nil || len(changes) != 1 {
+		t.Fatal(changes, err)
+	}
+	if got := out("r", "cat", "/etc/hosts"); !strings.Contains(got, "10.74.0.77 new\n") || !strings.Contains(got, "10.74.0.9 r\n") {
+		t.Errorf("hosts of who has stayed: %s", got)
 	}
 	if c, err := m.dialFrom(t.Context(), "tcp", "nobody.internal:9"); err == nil {
 		t.Errorf("dialed %v", c.RemoteAddr())

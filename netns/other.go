@@ -54,6 +54,7 @@ func (*Space) Attach(context.Context, Config) (*TAP, error)           { return n
 func (*Space) Start(Process) (*os.Process, error)                     { return nil, ErrLinux }
 func (*Space) Dial(context.Context, string, string) (net.Conn, error) { return nil, ErrLinux }
 func (*Space) Open(string) (*os.File, error)                          { return nil, ErrLinux }
+func (*Space) WriteFile(string, string) error                         { return ErrLinux }
 func (*Space) Sysctl(string, string) error                            { return ErrLinux }
 func (*Space) Files() ([]*os.File, error)                             { return nil, ErrLinux }
 func (*Space) Processes() ([]int, error)                              { return nil, ErrLinux }

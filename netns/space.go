@@ -11,8 +11,9 @@ type SpaceOptions struct {
 	Hostname string
 	// Resolv and Hosts are the texts of its /etc/resolv.conf and /etc/hosts; if empty, they are the caller's.
 	Resolv, Hosts string
-	// Sysctls are set before there is any interface but lo. See Space.Sysctl.
-	Sysctls map[string]string
+	// Sysctls are set before there is any interface but lo. See Space.Sysctl. Those of TrySysctls are left as they are where
+	// they cannot be set: where /proc/sys is read-only, as in most containers.
+	Sysctls, TrySysctls map[string]string
 	// Mark is what is said to be mounted on its /run, "tmpfs" if empty: every process in it is known by that
 	// (proc_pid_mountinfo(5)), also one that has thrown its environment away.
 	Mark string

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -40,7 +41,7 @@ const files = "/run/.space"
 
 // NewSpace makes one. lo is up in it.
 func NewSpace(opt SpaceOptions) (*Space, error) {
-	for _, s := range []string{opt.Hostname, opt.Resolv, opt.Hosts} {
+	for _, s := range []string{opt.Hostname, opt.Resolv, opt.Hosts, opt.Mark} {
 		if strings.Contains(s, "\x00") {
 			return nil, errors.New("netns: a text with a NUL in it")
 		}
@@ -66,12 +67,17 @@ func NewSpace(opt SpaceOptions) (*Space, error) {
 		return nil, err
 	}
 	e.allowPing()
-	for _, name := range sorted(opt.Sysctls) {
-		path, err := sysctlPath(name)
-		if err != nil {
-			return nil, err
+	for _, m := range []struct {
+		values map[string]string
+		write  func(path, text string)
+	}{{opt.TrySysctls, e.write}, {opt.Sysctls, e.mustWrite}} {
+		for _, name := range slices.Sorted(maps.Keys(m.values)) {
+			path, err := sysctlPath(name)
+			if err != nil {
+				return nil, err
+			}
+			m.write(path, m.values[name])
 		}
-		e.mustWrite(path, opt.Sysctls[name])
 	}
 	kinds := []string{"net", "mnt", "uts"}
 	if withUser {
@@ -96,15 +102,6 @@ func NewSpace(opt SpaceOptions) (*Space, error) {
 		return nil, &Error{Op: "set lo up", Err: err}
 	}
 	return s, nil
-}
-
-func sorted(m map[string]string) []string {
-	list := make([]string, 0, len(m))
-	for k := range m {
-		list = append(list, k)
-	}
-	slices.Sort(list)
-	return list
 }
 
 // mustWrite has a file written.
@@ -211,6 +208,8 @@ func explainSpace(err error) error {
 	switch {
 	case strings.HasPrefix(e.Op, "mount on ") && e.Err == unix.ENOENT:
 		e.Hint = "there has to be a file to mount on: make an empty one, or what it links to"
+	case e.Err == unix.EROFS:
+		e.Hint = "/proc/sys is read-only here, as in a container: --privileged, or a file without that setting"
 	case strings.HasPrefix(e.Op, "write /proc/sys/"), strings.HasPrefix(e.Op, "open /proc/sys/"):
 		e.Hint = "does the kernel have this setting for a network namespace, and take this value?"
 	case e.Err == unix.ENOSPC, e.Err == unix.EUSERS:
@@ -299,6 +298,32 @@ func (s *Space) Open(path string) (*os.File, error) {
 		return nil, explain(err)
 	}
 	return os.NewFile(uintptr(fds[0]), path), nil
+}
+
+// WriteFile writes a file that there is, as a program in it would: /etc/hosts, say, if it has one of its own.
+func (s *Space) WriteFile(path, text string) error {
+	if strings.Contains(path+text, "\x00") {
+		return errors.New("netns: a text with a NUL in it")
+	}
+	e := &errand{}
+	done, err := s.enter(e, unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWUTS)
+	defer done()
+	if err != nil {
+		return err
+	}
+	fd := e.add("open", unix.SYS_OPENAT, uintptr(atCWD), e.str(path), unix.O_WRONLY|unix.O_TRUNC|unix.O_NONBLOCK|unix.O_CLOEXEC)
+	if text != "" {
+		n := e.add("write", unix.SYS_WRITE, 0, e.str(text), uintptr(len(text)))
+		e.steps[n-1].from, e.steps[n-1].want = fd, uintptr(len(text))
+	}
+	if _, err := e.run(); err != nil {
+		var f *Error
+		if errors.As(err, &f) && (f.Op == "open" || f.Op == "write") {
+			return &os.PathError{Op: f.Op, Path: path, Err: f.Err}
+		}
+		return explain(err)
+	}
+	return nil
 }
 
 // sysctlPath is where a setting of a network namespace is. Others would be the whole machine's, for root.

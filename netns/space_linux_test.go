@@ -105,14 +105,15 @@ func TestSpace(t *testing.T) {
 		t.Skip(err)
 	}
 	s := space(t, SpaceOptions{Hostname: "web1", Hosts: "192.0.2.7 web7\n", Resolv: "nameserver 192.0.2.53\n",
-		Sysctls: map[string]string{"net.ipv4.ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}})
+		Sysctls:    map[string]string{"net.ipv4.ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"},
+		TrySysctls: map[string]string{"net.ipv4.ip_default_ttl": "77", "net.ipv4.there_is_none": "1"}, Mark: "this test"})
 	if list, err := s.Processes(); err != nil || len(list) != 0 {
 		t.Errorf("processes in a new space: %v, %v", list, err)
 	}
 	got := said(t, s.Start, sh(`id -u; hostname 2>/dev/null || cat /proc/sys/kernel/hostname; cat /etc/hosts /etc/resolv.conf
-		cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv4/ping_group_range
+		cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv4/ping_group_range /proc/sys/net/ipv4/ip_default_ttl; cat /proc/self/mountinfo
 		mkdir /run/sshd && ls -d /run/sshd; ls /run; cat /proc/net/dev; grep 7f000001 -ri /proc/net/fib_trie; grep -c : /proc/net/if_inet6; true`))
-	for _, want := range []string{"0\nweb1\n192.0.2.7 web7\nnameserver 192.0.2.53\n1\n1\n0\t", "/run/sshd\n", "lo:"} {
+	for _, want := range []string{"0\nweb1\n192.0.2.7 web7\nnameserver 192.0.2.53\n1\n1\n0\t", "\n77\n", "this\\040test", "/run/sshd\n", "lo:"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in:\n%s", want, got)
 		}
@@ -126,6 +127,17 @@ func TestSpace(t *testing.T) {
 	// Where there is a sysfs at all, it is that of the network here, unless the kernel would not have it.
 	if got := said(t, s.Start, sh("ls /sys/class/net 2>/dev/null; true")); strings.TrimSpace(got) != "lo" {
 		t.Logf("/sys/class/net is the caller's: %q", got)
+	}
+	if err := s.WriteFile("/etc/hosts", "192.0.2.8 web8\n"); err != nil {
+		t.Error(err)
+	}
+	if f, err := s.Open("/etc/hosts"); err != nil {
+		t.Error(err)
+	} else if b, err := io.ReadAll(f); err != nil || string(b) != "192.0.2.8 web8\n" || f.Close() != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := s.WriteFile("/there/is/none", "x"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
 	}
 	// Another one is another one.
 	if got := said(t, space(t, SpaceOptions{Hostname: "web2"}).Start, sh("ls /run; cat /proc/sys/kernel/hostname")); strings.Contains(got, "sshd") || !strings.Contains(got, "web2\n") {
