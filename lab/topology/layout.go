@@ -677,21 +677,33 @@ func (ch *channel) clear() {
 			continue
 		}
 		w := k.labelWidth()
-		high := k.y - 8 - float64(len(k.labels))*lineStep
+		high := k.labelTop()
 		free := func(x float64) bool {
-			return !slices.ContainsFunc(lines, func(l line) bool { return l.x > x-7 && l.x < x+w+4 && l.from < k.y-6 && l.to > high })
+			return x >= margin && !slices.ContainsFunc(lines, func(l line) bool { return l.x > x-7 && l.x < x+w+4 && l.from < k.y-6 && l.to > high }) &&
+				!slices.ContainsFunc(ch.bars, func(o *bar) bool {
+					return o != k && len(o.labels) > 0 && o.labelX < x+w+4 && x < o.labelX+o.labelWidth()+4 && o.labelTop() < k.y && high < o.y
+				})
 		}
 		if free(k.labelX) {
 			continue
 		}
+		var places []float64
 		for _, l := range lines {
-			if x := l.x + 8; x > k.labelX && (k.n.Wire || x+w <= max(k.x1, k.labelX+w)) && free(x) {
-				k.labelX = x
-				break
+			if x := l.x + 8; x > k.labelX && !k.n.Wire && x+w <= max(k.x1, k.labelX+w) {
+				places = append(places, x)
 			}
+		}
+		if k.n.Wire { // on either side
+			places = []float64{k.x1 + 8, k.x0 - w - 8}
+		}
+		if at := slices.IndexFunc(places, free); at >= 0 {
+			k.labelX = places[at]
 		}
 	}
 }
+
+// labelTop is the upper edge of a bar's text.
+func (k *bar) labelTop() float64 { return k.y - 8 - float64(len(k.labels))*lineStep }
 
 func (k *bar) labelWidth() float64 {
 	w := 0.0

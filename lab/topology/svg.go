@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/xml"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -51,8 +53,8 @@ func (l *Lab) SVG(st *Status) []byte {
 	}
 	w := &drawing{}
 	p.width = max(p.width, 2*margin+width(l.Name, 10), 240)
-	w.put(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" width="%g" height="%g" role="img">`, p.width, p.height, p.width, p.height)
-	w.put(`<title>%s</title><style>%s</style>`, escape("lab "+l.Name), style)
+	w.put(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %v %v" width="%v" height="%v" role="img">`, p.width, p.height, p.width, p.height)
+	w.put(`<title>%v</title><style>%v</style>`, escape("lab "+l.Name), style)
 	w.put(`<rect width="100%%" height="100%%" rx="8" fill="var(--bg)"/>`)
 	w.text(margin, margin+12, "title", l.Name)
 	p.drawWorld(w)
@@ -102,13 +104,19 @@ const mostSeen = 3
 
 type drawing struct{ bytes.Buffer }
 
+// put writes a line. Numbers have one digit behind the point: the same on every machine.
 func (w *drawing) put(format string, args ...any) {
+	for i, a := range args {
+		if x, ok := a.(float64); ok {
+			args[i] = strconv.FormatFloat(math.Round(x*10)/10, 'f', -1, 64)
+		}
+	}
 	fmt.Fprintf(w, format, args...)
 	w.WriteByte('\n')
 }
 
 func (w *drawing) text(x, y float64, class, s string) {
-	w.put(`<text x="%g" y="%g" class="%s">%s</text>`, x, y, class, escape(s))
+	w.put(`<text x="%v" y="%v" class="%v">%v</text>`, x, y, class, escape(s))
 }
 
 func escape(s string) string {
@@ -137,8 +145,8 @@ func (p *picture) drawWorld(w *drawing) {
 	}
 	to = max(to, from+210)
 	p.width = max(p.width, to+margin)
-	w.put(`<rect x="%g" y="%g" width="%g" height="%g" rx="12" class="world"/>`, from-6, y, to-from+12, worldHeight)
-	w.put(`<text x="%g" y="%g" class="in" text-anchor="middle">this machine and the world</text>`, (from+to)/2, y+16)
+	w.put(`<rect x="%v" y="%v" width="%v" height="%v" rx="12" class="world"/>`, from-6, y, to-from+12, worldHeight)
+	w.put(`<text x="%v" y="%v" class="in" text-anchor="middle">this machine and the world</text>`, (from+to)/2, y+16)
 	for _, k := range p.channels[0].bars {
 		if !k.n.Uplink {
 			continue
@@ -146,11 +154,11 @@ func (p *picture) drawWorld(w *drawing) {
 		x := k.x0 + 6
 		if k.trunk > 0 {
 			x = k.x0
-			w.put(`<path d="M%g %gV%g" class="bar" stroke="%s"/>`, x, y+worldHeight, k.y, hue(k.net))
+			w.put(`<path d="M%v %vV%v" class="bar" stroke="%v"/>`, x, y+worldHeight, k.y, hue(k.net))
 			continue
 		}
-		w.put(`<path d="M%g %gV%g" class="cord" stroke="%s"/>`, x, y+worldHeight, k.y, hue(k.net))
-		w.put(`<path d="M%g %gl4 7h-8z" fill="%s"/>`, x, y+worldHeight+1, hue(k.net))
+		w.put(`<path d="M%v %vV%v" class="cord" stroke="%v"/>`, x, y+worldHeight, k.y, hue(k.net))
+		w.put(`<path d="M%v %vl4 7h-8z" fill="%v"/>`, x, y+worldHeight+1, hue(k.net))
 	}
 }
 
@@ -181,14 +189,14 @@ func (p *picture) drawBars(w *drawing) {
 			if k.n.Isolate {
 				dash = ` stroke-dasharray="14 8"`
 			}
-			w.put(`<path d="M%g %gH%g" class="bar" stroke="%s"%s/>`, k.x0, k.y, k.x1, hue(k.net), dash)
+			w.put(`<path d="M%v %vH%v" class="bar" stroke="%v"%v/>`, k.x0, k.y, k.x1, hue(k.net), dash)
 		}
 	}
 	for _, net := range nets {
 		for _, ch := range p.channels {
 			for _, k := range ch.bars {
 				if k.net == net {
-					w.put(`<path d="M%g %gV%g" class="bar" stroke="%s"/>`, k.x0, trunks[net][0], trunks[net][1], hue(net))
+					w.put(`<path d="M%v %vV%v" class="bar" stroke="%v"/>`, k.x0, trunks[net][0], trunks[net][1], hue(net))
 					goto next
 				}
 			}
@@ -210,10 +218,10 @@ func (p *picture) drawBars(w *drawing) {
 					class += " impaired"
 				}
 				if p.crosses(ch, q, k) {
-					w.put(`<path d="M%g %gV%g" class="under"/>`, q.x(), q.edge(), k.y)
+					w.put(`<path d="M%v %vV%v" class="under"/>`, q.x(), q.edge(), k.y)
 				}
-				w.put(`<path d="M%g %gV%g" class="%s" stroke="%s"/>`, q.x(), q.edge(), k.y, class, hue(k.net))
-				w.put(`<circle cx="%g" cy="%g" r="3.4" fill="%s"/>`, q.x(), k.y, hue(k.net))
+				w.put(`<path d="M%v %vV%v" class="%v" stroke="%v"/>`, q.x(), q.edge(), k.y, class, hue(k.net))
+				w.put(`<circle cx="%v" cy="%v" r="3.4" fill="%v"/>`, q.x(), k.y, hue(k.net))
 			}
 		}
 	}
@@ -247,11 +255,11 @@ func (p *picture) drawWire(w *drawing, k *bar) {
 	}
 	if len(k.ports) == 2 {
 		a, b := k.ports[0], k.ports[1]
-		w.put(`<path d="M%g %gV%gH%gV%g" class="%s" stroke-linejoin="round" stroke="%s"/>`, a.x(), a.edge(), k.y, b.x(), b.edge(), class, hue(k.net))
+		w.put(`<path d="M%v %vV%vH%vV%v" class="%v" stroke-linejoin="round" stroke="%v"/>`, a.x(), a.edge(), k.y, b.x(), b.edge(), class, hue(k.net))
 		return
 	}
 	for _, q := range k.ports { // of a file that was not checked, or over several channels
-		w.put(`<path d="M%g %gV%gH%g" class="%s" stroke="%s"/>`, q.x(), q.edge(), k.y, k.x0, class, hue(k.net))
+		w.put(`<path d="M%v %vV%vH%v" class="%v" stroke="%v"/>`, q.x(), q.edge(), k.y, k.x0, class, hue(k.net))
 	}
 }
 
@@ -266,7 +274,7 @@ func (p *picture) drawLabels(w *drawing) {
 					continue
 				}
 				name, prefixes, _ := strings.Cut(s.text, "  ")
-				w.put(`<text x="%g" y="%g" xml:space="preserve"><tspan class="net">%s</tspan>  %s</text>`, k.labelX, y, escape(name), escape(prefixes))
+				w.put(`<text x="%v" y="%v" xml:space="preserve"><tspan class="net">%v</tspan>  %v</text>`, k.labelX, y, escape(name), escape(prefixes))
 			}
 			for _, q := range k.ports {
 				for i, s := range q.labels {
@@ -300,7 +308,7 @@ func (b *box) draw(w *drawing, st NodeStatus, known bool) {
 			tip += ": " + st.Error
 		}
 	}
-	w.put(`<g><title>%s</title>`, escape(tip))
+	w.put(`<g><title>%v</title>`, escape(tip))
 	radius := 6
 	if b.node.Kind == KindNetns {
 		radius = 14 // what is no machine
@@ -309,7 +317,7 @@ func (b *box) draw(w *drawing, st NodeStatus, known bool) {
 	if b.node.Kind == KindExternal {
 		dash = ` stroke-dasharray="6 4"`
 	}
-	w.put(`<rect x="%g" y="%g" width="%g" height="%d" rx="%d" class="box"%s%s/>`, b.x, b.y, b.w, boxHeight, radius, dash, edge)
+	w.put(`<rect x="%v" y="%v" width="%v" height="%d" rx="%d" class="box"%v%v/>`, b.x, b.y, b.w, boxHeight, radius, dash, edge)
 	y := b.y + 21
 	if b.detail == "" {
 		y = b.y + boxHeight/2 + 5
@@ -317,10 +325,10 @@ func (b *box) draw(w *drawing, st NodeStatus, known bool) {
 	w.text(b.x+13, y, "name in", short(b.node.Name))
 	kind := string(b.node.Kind)
 	if known {
-		w.put(`<circle cx="%g" cy="%g" r="4" fill="var(--%s)"/>`, b.x+b.w-14, y-4, colour)
-		w.put(`<text x="%g" y="%g" text-anchor="end" class="in">%s</text>`, b.x+b.w-22, y, escape(kind))
+		w.put(`<circle cx="%v" cy="%v" r="4" fill="var(--%v)"/>`, b.x+b.w-14, y-4, colour)
+		w.put(`<text x="%v" y="%v" text-anchor="end" class="in">%v</text>`, b.x+b.w-22, y, escape(kind))
 	} else {
-		w.put(`<text x="%g" y="%g" text-anchor="end" class="in">%s</text>`, b.x+b.w-12, y, escape(kind))
+		w.put(`<text x="%v" y="%v" text-anchor="end" class="in">%v</text>`, b.x+b.w-12, y, escape(kind))
 	}
 	if b.detail != "" {
 		w.text(b.x+13, b.y+38, "in", b.detail)
