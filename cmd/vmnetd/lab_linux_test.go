@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -527,4 +529,189 @@ func TestLabHostilePlaces(t *testing.T) {
 	go func() { time.Sleep(time.Second); syscall.Kill(st.PID, syscall.SIGCONT) }()
 	r.do("lab", "down", "shop")
 	r.nothing("after lab down")
+}
+
+// The console on a terminal: what is typed reaches the node's command, and ^] leaves it.
+func TestLabConsole(t *testing.T) {
+	r := newLabRig(t, false)
+	r.file("lab.yaml", "name: one\nnodes:\n  a: {kind: netns, command: [sh, -c, \"echo hello; while read x; do echo got $x; done\"]}\n")
+	r.do("lab", "up")
+	ptm, pts := terminal(t)
+	cmd := r.command(t.Context(), "lab", "console", "a")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = pts, pts, pts
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	said := ""
+	says := func(what string) {
+		t.Helper()
+		ptm.SetReadDeadline(time.Now().Add(labPatience))
+		for buf := make([]byte, 1000); !strings.Contains(said, what); {
+			n, err := ptm.Read(buf)
+			if said += string(buf[:n]); err != nil {
+				t.Fatalf("%v before it said %q: %q", err, what, said)
+			}
+		}
+	}
+	says("^] leaves")
+	says("hello")
+	ptm.WriteString("abc\n")
+	says("got abc")
+	ptm.WriteString("\x1d")
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("%v: %q", err, said)
+		}
+	case <-time.After(labPatience):
+		t.Fatal("^] does not leave it")
+	}
+	if a, err := unix.IoctlGetTermios(int(pts.Fd()), termGet); err != nil || a.Lflag&unix.ECHO == 0 {
+		t.Errorf("the terminal was not put back: %+v %v", a, err)
+	}
+	// Without a terminal it copies. A console that follows ends with the node.
+	out, err := r.command(t.Context(), "lab", "console", "--dump", "a").Output()
+	if err != nil || !strings.Contains(string(out), "hello\ngot abc\n") {
+		t.Errorf("%q %v", out, err)
+	}
+	follow := r.command(t.Context(), "lab", "console", "a")
+	in, _ := follow.StdinPipe()
+	pipe, _ := follow.StdoutPipe()
+	if err := follow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	in.Write([]byte("more\n"))
+	var got strings.Builder
+	for buf := make([]byte, 1000); !strings.Contains(got.String(), "got more"); {
+		n, err := pipe.Read(buf)
+		got.Write(buf[:n])
+		if err != nil {
+			t.Fatalf("%v after %q", err, got.String())
+		}
+	}
+	r.do("lab", "down")
+	in.Close()
+	follow.Wait()
+	r.nothing("after lab down")
+}
+
+// terminal is a new one: the side that a person is at, and the program's.
+func terminal(t *testing.T) (ptm, pts *os.File) {
+	t.Helper()
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	ptm = os.NewFile(uintptr(fd), "ptmx")
+	t.Cleanup(func() { ptm.Close() })
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		t.Skip(err)
+	}
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		t.Skip(err)
+	}
+	pts, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { pts.Close() })
+	return ptm, pts
+}
+
+// ssh goes through the lab to the node, with the lab's own known hosts. Its program is one of ours, which shows what it was
+// given, and speaks through the proxy.
+func TestLabSSH(t *testing.T) {
+	r := newLabRig(t, false)
+	bin := filepath.Join(r.dir, "bin")
+	os.Mkdir(bin, 0o755)
+	fake := `#!/bin/sh
+for a; do case $a in ProxyCommand=*) p=${a#ProxyCommand=};; User=*|UserKnownHostsFile=*) echo "$a";; esac; done
+echo "last $*" | sed 's/.* a /a /'
+echo hello | sh -c "$p"
+`
+	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte(fake), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := exec.LookPath("busybox"); err != nil {
+		t.Skip(err)
+	}
+	r.env = append(r.env, "PATH="+bin+":"+os.Getenv("PATH"))
+	r.file("lab.yaml", `name: one
+networks: {lan: {net: 10.7.0.0/24}}
+nodes:
+  a: {kind: netns, interfaces: [lan], command: [busybox, nc, -ll, -p, "22", -e, cat], wait: [{tcp: "22"}]}
+`)
+	r.do("lab", "up")
+	out := r.do("lab", "ssh", "a", "-v", "id")
+	for _, want := range []string{"UserKnownHostsFile=" + filepath.Join(r.folder("one"), "known_hosts") + "\n", "a -v id\n", "\nhello\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in %s", want, out)
+		}
+	}
+	r.fails(1, "refused", "lab", "dial", "a", "23")
+}
+
+// ^C while it waits leaves the lab up and says so; --timeout ends the waiting, with what is missing.
+func TestLabUpInterrupted(t *testing.T) {
+	r := newLabRig(t, false)
+	r.file("lab.yaml", "name: one\nnodes:\n  a: {kind: netns, wait: [{exec: test -e "+filepath.Join(r.dir, "w", "go")+"}]}\n")
+	up := r.command(t.Context(), "lab", "up")
+	var errs safeLog
+	up.Stderr = &errs
+	out, err := up.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := up.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	for buf := make([]byte, 1000); !strings.Contains(said.String(), "waits for"); {
+		n, err := out.Read(buf)
+		said.Write(buf[:n])
+		if err != nil {
+			t.Fatalf("%v after %q", err, said.String())
+		}
+	}
+	up.Process.Signal(syscall.SIGINT)
+	up.Wait()
+	if up.ProcessState.ExitCode() != 130 || !strings.Contains(errs.String(), "lab one stays up") {
+		t.Errorf("exit status %d: %s", up.ProcessState.ExitCode(), errs.String())
+	}
+	r.fails(1, "a: starting", "lab", "up", "--timeout", "500ms")
+	r.file("go", "")
+	r.do("lab", "up")
+	if s := r.ls("one"); s.Nodes[0].State != topology.StateReady {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A start that cannot be leaves nothing and says why at the terminal.
+func TestLabCannotStart(t *testing.T) {
+	r := newLabRig(t, false)
+	r.file("lab.yaml", "name: one\nnetworks: {lan: {forward: [\"1:a:80\"]}}\nnodes:\n  a: {kind: netns, interfaces: [lan]}\n")
+	dir := shortDir(t)
+	busy := r.command(t.Context(), "serve", "--qemu", "unix:"+filepath.Join(dir, "q.sock"), "--control", filepath.Join(dir, "c.sock"), "-p", "0:80")
+	out, err := busy.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := busy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { busy.Process.Kill(); busy.Wait() }()
+	port := ""
+	for b := bufio.NewScanner(out); port == "" && b.Scan(); {
+		if rest, ok := strings.CutPrefix(b.Text(), "forward 127.0.0.1:"); ok {
+			port, _, _ = strings.Cut(rest, ":")
+		}
+	}
+	go io.Copy(io.Discard, out)
+	r.file("lab.yaml", "name: one\nnetworks: {lan: {forward: [\""+port+":a:80\"]}}\nnodes:\n  a: {kind: netns, interfaces: [lan]}\n")
+	r.fails(1, port, "lab", "up")
+	r.nothing("after a start that failed")
 }

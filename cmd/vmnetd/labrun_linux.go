@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"os"
 	"os/signal"
@@ -99,13 +98,8 @@ func zombies() (list []markedProcess) {
 			if err != nil {
 				continue
 			}
-			stat, err := os.ReadFile("/proc/" + f + "/stat")
-			if err != nil {
-				continue
-			}
-			rest := bytes.TrimSpace(stat[bytes.LastIndexByte(stat, ')')+1:])
-			if len(rest) > 0 && rest[0] == 'Z' {
-				list = append(list, markedProcess{pid, startTicks(pid)})
+			if s := statOf(pid); s.state == "Z" {
+				list = append(list, markedProcess{pid, s.start})
 			}
 		}
 	}

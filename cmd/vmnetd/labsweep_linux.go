@@ -32,20 +32,47 @@ type markedProcess struct {
 	start uint64 // with pid it is that one and no other
 }
 
-// startTicks is when a process began, in ticks since the machine did; 0 if there is none.
-func startTicks(pid int) uint64 {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+// procStat is what the kernel says of a process (proc_pid_stat(5)).
+type procStat struct {
+	state string // "Z": it has ended, and waits for its parent
+	flags uint64
+	start uint64 // in ticks since the machine began
+}
+
+// statOf reads it. Where there is no such process all of it is zero.
+func statOf(pid int) (s procStat) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0
+		return s
 	}
-	// The second field, in brackets, is whatever the process likes.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	const start = 22 - 3 // the field's number, of those from the third on
+	// The second field, in brackets, is whatever the process likes. The fields' numbers, of those from the third on:
+	const state, flags, start = 3 - 3, 9 - 3, 22 - 3
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 	if len(fields) <= start {
-		return 0
+		return s
 	}
-	n, _ := strconv.ParseUint(fields[start], 10, 64)
-	return n
+	s.state = fields[state]
+	s.flags, _ = strconv.ParseUint(fields[flags], 10, 64)
+	s.start, _ = strconv.ParseUint(fields[start], 10, 64)
+	return s
+}
+
+// startTicks is when a process began; 0 if there is none.
+func startTicks(pid int) uint64 { return statOf(pid).start }
+
+// leaving says that it is on its way out: its memory, with its environment, may be gone, and its files open still. One that
+// looks like a zombie may have threads that are not that far.
+func leaving(pid int) bool {
+	const exiting = 0x4 // PF_EXITING (include/linux/sched.h)
+	s := statOf(pid)
+	if s.start == 0 || s.flags&exiting == 0 || s.state == "X" {
+		return false
+	}
+	if s.state != "Z" {
+		return true
+	}
+	threads, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/task")
+	return err == nil && len(threads) > 1
 }
 
 // marks are how processes of a lab are known.
@@ -157,12 +184,31 @@ func (p markedProcess) signal(s syscall.Signal) error {
 
 // running says whether it does: a zombie has ended, and waits for its parent.
 func (p markedProcess) running() bool {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/stat")
-	if err != nil || startTicks(p.pid) != p.start {
-		return false
+	s := statOf(p.pid)
+	return s.start != 0 && s.start == p.start && s.state != "Z" && s.state != "X"
+}
+
+// goingTime is how long processes of ours are waited for that are on their way out, whosever they are: what a kill -9 of the
+// lab's process has ended with it. Freeing some gigabytes takes a tenth of it.
+const goingTime = 2 * time.Second
+
+// letGo waits for those that are on their way out now.
+func letGo(ctx context.Context) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return
 	}
-	rest := bytes.TrimSpace(stat[bytes.LastIndexByte(stat, ')')+1:])
-	return len(rest) > 0 && rest[0] != 'Z' && rest[0] != 'X'
+	end := time.Now().Add(goingTime)
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		var st unix.Stat_t
+		if err != nil || unix.Stat("/proc/"+e.Name(), &st) != nil || int(st.Uid) != os.Geteuid() {
+			continue
+		}
+		for leaving(pid) && time.Now().Before(end) && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+	}
 }
 
 // endMarked ends all processes of the lab whose folder this is, but this one, and says how many there were.
@@ -176,6 +222,7 @@ func endMarked(ctx context.Context, folder string) (int, error) {
 	for {
 		list := slices.DeleteFunc(m.find(), func(p markedProcess) bool { return !p.running() })
 		if len(list) == 0 {
+			letGo(ctx)
 			return len(seen), nil
 		}
 		for _, p := range list {
