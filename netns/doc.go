@@ -15,8 +15,19 @@
 // Attach forks, without exec; the child, which has one thread, joins, opens what can only be opened inside (the TAP, a
 // netlink socket, a packet socket), hands the descriptors back and ends. It makes system calls and does nothing else.
 //
+// [NewSpace] makes namespaces that need no process to be there: they are kept by descriptors, and are gone when those are,
+// even by a kill -9. Programs are started in it, sockets dialed from there, and all of it ended:
+//
+//	s, err := netns.NewSpace(netns.SpaceOptions{Hostname: "web1"}) // its programs are root in it
+//	tap, err := s.Attach(ctx, netns.Config{Name: "eth0"})
+//	p, err := s.Start(netns.Process{Args: []string{"busybox", "httpd", "-f"}, DeathSignal: syscall.SIGKILL})
+//	c, err := s.Dial(ctx, "tcp", "127.0.0.1:80")
+//	err = s.End(ctx) // whoever started them
+//	err = s.Close()
+//
 // It runs no network: backend does, or whatever serves a Link. It makes no bridges, moves no interfaces, and changes
-// nothing in a namespace but the interface it made, lo and, where asked, /etc/resolv.conf in a mount namespace.
+// nothing in a namespace of others but the interface it made, lo and, where asked, /etc/resolv.conf in a mount namespace. A
+// Space is no sandbox: its programs have the caller's files, and may do to them what he may.
 package netns
 
 import (

@@ -23,8 +23,8 @@ func (s *Space) Dial(ctx context.Context, network, address string) (net.Conn, er
 		return fail(fmt.Errorf("want an IP address with a port: %w", err))
 	}
 	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
-	kind, proto := unix.SOCK_STREAM, network
-	switch proto = strings.TrimRight(network, "46"); proto {
+	kind, proto := unix.SOCK_STREAM, strings.TrimRight(network, "46")
+	switch proto {
 	case "tcp":
 	case "udp":
 		kind = unix.SOCK_DGRAM
