@@ -86,7 +86,7 @@ func TestLabRouted(t *testing.T) {
 	// Both families at once, from either side.
 	var both sync.WaitGroup
 	for _, c := range []struct{ from, to string }{{"l1", "10.1.2.11"}, {"r2", "fd00:1:1::12"}} {
-		both.Go(func() { s.lossy(t, c.from, c.to, 0.02, 40*time.Millisecond) })
+		both.Go(func() { s.lossy(t, c.from, c.to, 1000, 0.02, 40*time.Millisecond) })
 	}
 	both.Wait()
 
@@ -95,7 +95,7 @@ func TestLabRouted(t *testing.T) {
 	if now := s.lives(t, s.status(t, "routed")); len(differ(up, now)) > 0 {
 		t.Errorf("another line made %v anew", differ(up, now))
 	}
-	s.lossy(t, "l2", "10.1.2.12", 0, 2*time.Millisecond)
+	s.lossy(t, "l2", "10.1.2.12", 200, 0, 2*time.Millisecond)
 
 	// The virtual machine is the firewall between the networks.
 	s.must(t, "lab", "exec", "rl", "--", "sh", "-c", "ip route add prohibit 10.1.2.12 && ip -6 route add prohibit fd00:1:2::12")
@@ -114,10 +114,9 @@ func TestLabRouted(t *testing.T) {
 	s.nothingLeft(t, before, meanwhile)
 }
 
-// lossy pings through a line that loses p of all frames each way, and late as it is.
-func (s *student) lossy(t *testing.T, from, to string, p float64, rtt time.Duration) {
+// lossy pings n times through a line that loses p of all frames each way, and is late.
+func (s *student) lossy(t *testing.T, from, to string, n int, p float64, rtt time.Duration) {
 	t.Helper()
-	const n = 1500
 	out, errs, code := s.try(t, "lab", "exec", from, "--", "ping", "-q", "-n", "-i", "0.002", "-c", strconv.Itoa(n), "-W", "2", to)
 	if code != 0 {
 		t.Errorf("%s pings %s: exit status %d: %s%s", from, to, code, out, errs)
@@ -133,7 +132,7 @@ func (s *student) lossy(t *testing.T, from, to string, p float64, rtt time.Durat
 	least, _ := strconv.ParseFloat(r[1], 64)
 	both := 1 - (1-p)*(1-p) // there and back
 	// An emulated router that has no processor for a moment may lose one or the other at the end.
-	want, slack := n*both, 4*math.Sqrt(n*both*(1-both))+2
+	want, slack := float64(n)*both, 4*math.Sqrt(float64(n)*both*(1-both))+2
 	t.Logf("%s pings %s: %d of %d lost, want %.1f ± %.1f, which are 4 σ and 2; %s ms at least", from, to, n-got, n, want, slack, r[1])
 	if lost := float64(n - got); math.Abs(lost-want) > slack {
 		t.Errorf("%s pings %s: %v of %d lost, want %.1f ± %.1f", from, to, lost, n, want, slack)
