@@ -20,7 +20,7 @@ import (
 // A program of synthetic-network's plays a bad line to a guest through the daemon, in its own words, sees who talks to whom,
 // and takes the line off again.
 func TestQoSPort(t *testing.T) {
-	p := program(t, "vmnetd", "serve", "--qos", "tcp:127.0.0.1:0")
+	p := program(t, "vmnetd", "serve", "--qos", "tcp:127.0.0.1:0").ordinary() // in its sandbox, which lets a line have its timers
 	sock, ctl := filepath.Join(p.run, "q.sock"), filepath.Join(p.run, "c.sock")
 	p.Args = append(p.Args, "--qemu", "unix:"+sock, "--control", ctl)
 	p.start()
