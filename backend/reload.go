@@ -155,6 +155,7 @@ func (n *Network) setStatic(c *Config) error {
 		return fmt.Errorf("network %s: %w", c.Name, err)
 	}
 	n.reserved.Store(&reserved)
+	n.nameGiven(nil)
 	return nil
 }
 
