@@ -112,4 +112,14 @@ dd if=/dev/nvme0n1 bs=1 skip=100000 count=7 2>/dev/null`}, Stdout: &out, Stderr:
 	if now, err := os.ReadFile(base); err != nil || !bytes.Equal(now, body) {
 		t.Errorf("the base has changed: %v", err)
 	}
+	// A kernel that crashes ends its machine, and that is no good end. The agent's answer does not come.
+	m.exec(ctx, Command{Args: []string{"sh", "-c", "echo c >/proc/sysrq-trigger"}})
+	select {
+	case <-m.ended():
+	case <-ctx.Done():
+		t.Fatal("it crashed and goes on")
+	}
+	if code, err := m.status(); code == 0 || err == nil || !strings.Contains(err.Error(), "crashed") {
+		t.Errorf("it crashed: status %d, %v", code, err)
+	}
 }

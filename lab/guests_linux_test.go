@@ -131,4 +131,16 @@ nodes:
 		t.Errorf("echo %q, %v", echo, err)
 	}
 	c.Close()
+	// It ends by itself.
+	box.Exec(ctx, Command{Args: []string{"poweroff", "-f"}})
+	awaitState(t, box, topology.StateEnded)
+}
+
+func awaitState(t *testing.T, n *Node, want topology.State) {
+	t.Helper()
+	for end := time.Now().Add(guestPatience); n.Status().State != want; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%+v, want %s", n.Status(), want)
+		}
+	}
 }
