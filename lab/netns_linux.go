@@ -82,7 +82,11 @@ func (m *spaceNode) start(ctx context.Context) error {
 	defer m.gate.Unlock()
 	opt := netns.SpaceOptions{Hostname: m.b.node.Name, Hosts: m.hosts, Resolv: m.b.resolv, Mark: strings.Join(m.b.env, " ")}
 	forward := func(yes string) map[string]string {
-		return map[string]string{"net/ipv4/ip_forward": yes, "net/ipv6/conf/all/forwarding": yes}
+		set := map[string]string{"net/ipv4/ip_forward": yes}
+		if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil { // a kernel may have none
+			set["net/ipv6/conf/all/forwarding"] = yes
+		}
+		return set
 	}
 	if m.b.node.Forwarding {
 		opt.Sysctls = forward("1")
