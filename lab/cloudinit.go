@@ -172,6 +172,9 @@ func (s *seeds) file(node, name string) (text string, ok bool) {
 	case "user-data":
 		return n.CloudInit.UserData, true
 	case "vendor-data":
+		if n.CloudInit.VendorData == "" && n.CloudInit.NetworkConfig == "" {
+			return bootHook(l, n), true
+		}
 		return n.CloudInit.VendorData, true
 	case "network-config":
 		if n.CloudInit.NetworkConfig != "" {
@@ -251,6 +254,49 @@ func networkConfig(l *topology.Lab, n *topology.Node) string {
 		})
 	}
 	return b.String()
+}
+
+// bootHook sets at each boot what networkConfig says and DHCP does not, by MAC, as vendor-data: many a cloud-init (Debian 12's
+// and RHEL 9's among them) reads no network configuration from a URL, and asks DHCP on one interface alone. Where it has been
+// taken up, nothing changes. "" if there is nothing to set.
+func bootHook(l *topology.Lab, n *topology.Node) string {
+	var b strings.Builder
+	routes := slices.Clone(n.Routes)
+	for i := range n.Interfaces {
+		f := &n.Interfaces[i]
+		t := networkOf(l, f.Network)
+		if t == nil {
+			continue
+		}
+		var lines []string
+		if t.MTU > 0 && !t.Uplink {
+			lines = append(lines, fmt.Sprintf("ip link set dev \"$dev\" mtu %d", t.MTU))
+		}
+		for _, a := range f.Addrs {
+			if !t.Uplink || a.Addr().Is6() {
+				lines = append(lines, fmt.Sprintf("ip address replace %s dev \"$dev\"", a))
+			}
+		}
+		routes = slices.DeleteFunc(routes, func(r topology.Route) bool {
+			if !reaches(t, f, r.Via) {
+				return false
+			}
+			lines = append(lines, fmt.Sprintf("ip route replace %s via %s dev \"$dev\"", r.To, r.Via))
+			return true
+		})
+		if lines == nil && t.Uplink {
+			continue
+		}
+		fmt.Fprintf(&b, "for dev in $(grep -lix %s /sys/class/net/*/address); do\n\tdev=${dev%%/address} dev=${dev##*/}\n\tip link set dev \"$dev\" up\n", f.MAC)
+		for _, line := range lines {
+			b.WriteString("\t" + line + "\n")
+		}
+		b.WriteString("done\n")
+	}
+	if b.Len() == 0 {
+		return ""
+	}
+	return "#cloud-boothook\n#!/bin/sh\n" + b.String() + "exit 0\n"
 }
 
 // reaches says whether a neighbour of this address is behind an interface.

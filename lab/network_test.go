@@ -266,6 +266,42 @@ ethernets:
 	}
 }
 
+// A cloud-init that reads no network configuration from a URL sets what DHCP does not by a hook.
+func TestBootHook(t *testing.T) {
+	l := readLab(t, strings.Replace(seedLab, "    mac: 52:54:00:00:05:01\n", "", 1))
+	s := newSeeds()
+	s.set(l)
+	if v, ok := s.file("vm", "vendor-data"); !ok || v != "vendor" {
+		t.Errorf("%q", v)
+	}
+	if v, ok := s.file("own", "vendor-data"); !ok || v != "" {
+		t.Errorf("%q", v)
+	}
+	c := *s.nodes["vm"].CloudInit
+	c.VendorData = ""
+	s.nodes["vm"].CloudInit = &c
+	const want = `#cloud-boothook
+#!/bin/sh
+for dev in $(grep -lix 52:54:00:00:05:01 /sys/class/net/*/address); do
+	dev=${dev%/address} dev=${dev##*/}
+	ip link set dev "$dev" up
+	ip address replace fd05::20/64 dev "$dev"
+done
+for dev in $(grep -lix 52:54:00:00:05:02 /sys/class/net/*/address); do
+	dev=${dev%/address} dev=${dev##*/}
+	ip link set dev "$dev" up
+	ip address replace 10.6.0.1/24 dev "$dev"
+	ip address replace fd06::1/64 dev "$dev"
+	ip route replace 10.9.0.0/16 via 10.6.0.9 dev "$dev"
+	ip route replace fd09::/64 via fd06::9 dev "$dev"
+done
+exit 0
+`
+	if v, _ := s.file("vm", "vendor-data"); v != want {
+		t.Errorf("%s", v)
+	}
+}
+
 // FuzzSeeds: whatever a guest asks, and by whatever name, it gets a node's own data or none.
 func FuzzSeeds(f *testing.F) {
 	l, err := topology.Parse("test", []byte("networks: {lan: {net: 10.5.0.0/24}}\nnodes:\n  vm: {disk: d, interfaces: [lan], cloud-init: {user-data: secret}}\n  own: {disk: d, interfaces: [lan], cloud-init: {user-data: mine}}\n"), nil)
