@@ -599,6 +599,12 @@ func TestLiveChange(t *testing.T) {
 	if len(r.got) != 1 || r.got[0].at != 5*time.Millisecond || len(r.line.former) != 0 {
 		t.Errorf("%+v", r.got)
 	}
+	for i := range 100 { // nothing is sent
+		r.line.Set(r.now, &Settings{Flows: []Flow{{Name: fmt.Sprint("f", i), Match: m}}})
+	}
+	if n := len(r.line.former); n != 0 {
+		t.Errorf("%d flows that are no more are kept", n)
+	}
 }
 
 // Chances go on over a change without a seed, and begin anew with one.

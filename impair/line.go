@@ -130,6 +130,9 @@ func (l *Line) Set(now time.Duration, s *Settings) {
 	}
 	add(defaultName, w)
 	for _, c := range old { // a flow that is no more: its frames go as the others do
+		if c.flying == 0 && c.waiting() == 0 {
+			continue
+		}
 		c.begun, c.step, c.plan = now, 0, w
 		c.change(now, w)
 		c.run(now)
