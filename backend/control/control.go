@@ -48,6 +48,10 @@
 //	GET    /v1/captures/{id}      one of them; POST …/stop ends it, GET …/file and …/stream fetch one that is kept
 //	DELETE /v1/captures/{id}      end it and forget it
 //	POST   /v1/reload             read the daemon's configuration file again: what changed, and what needs a restart
+//	GET    /v1/lab                of a lab's daemon: its networks and nodes; /v1/lab/nodes for these
+//	PUT    /v1/lab                become what a file says: {"file":"/home/me/lab.yaml","set":{"loss":"5%"}}
+//	DELETE /v1/lab                end the lab, and the daemon
+//	POST   /v1/lab/nodes/{node}/… start, stop, restart; exec: {"args":["uname","-r"]}
 //	GET    /v1/events             what happened; ?since=ID. With "Accept: text/event-stream" as it happens, too
 //	GET    /metrics               counters and gauges for Prometheus, at /v1/metrics too; of all networks
 //	GET    /v1/debug/pprof/       with Profile: what net/http/pprof has

@@ -144,6 +144,9 @@ func labFileOf(a []string) (name, path string, err error) {
 		if errors.Is(err, fs.ErrNotExist) && len(a) == 0 {
 			return "", "", hintError{usagef("there is no %s here", defaultLabFile), "name a file, or 'vmnetd lab init' writes some to start from"}
 		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("there is no %s", name)
+		}
 		return "", "", err
 	}
 	return name, path, nil
@@ -486,6 +489,10 @@ gone. Of a lab whose process was killed, what is left is found and taken away. T
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "all labs of this user's")
+	c.ValidArgsFunction = func(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
+		out, _ := completeLabs(c, have, start)
+		return out, cobra.ShellCompDirectiveDefault // or a file
+	}
 	return c
 }
 

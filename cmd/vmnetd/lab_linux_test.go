@@ -246,6 +246,11 @@ func testLabUpDown(r *labRig) {
 	r.fails(2, "did you mean web1", "lab", "exec", "wep1", "--", "true")
 	r.fails(1, "did you mean shop", "lab", "exec", "--lab", "shob", "web1", "--", "true")
 	r.fails(1, "did you mean shop", "lab", "down", "shob")
+	for _, c := range []struct{ line, want string }{{"exec ", "web1"}, {"console w", "web2"}, {"restart web1 ", "cli"}, {"down ", "shop"}, {"exec --lab ", "shop"}, {"ls s", "shop"}} {
+		if out := r.do(append([]string{"__complete", "lab"}, strings.Split(c.line, " ")...)...); !strings.Contains(out, c.want) {
+			t.Errorf("lab %s completes as %q, want %s", c.line, out, c.want)
+		}
+	}
 	// All that asks a daemon asks the lab.
 	if out := r.do("vm", "ls", "--control", "lab:shop"); !strings.Contains(out, "10.7.0.") {
 		t.Errorf("vm ls: %s", out)

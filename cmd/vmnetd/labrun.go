@@ -93,6 +93,40 @@ type labDaemon struct {
 
 	once sync.Once
 	end  chan struct{} // closed when it is to end
+
+	sizing sync.Mutex
+	memory *backend.Memory // of the process; nil: there is no target
+	size   labSize
+}
+
+// labSize is what there is to carry.
+type labSize struct{ interfaces, uplinks int }
+
+// grow has as many threads as the lab has interfaces, and each of its networks a part of the descriptors.
+func (d *labDaemon) grow(t *topology.Lab) {
+	var now labSize
+	for _, n := range t.Nodes {
+		now.interfaces += len(n.Interfaces)
+	}
+	for _, n := range t.Networks {
+		if n.Uplink {
+			now.uplinks++
+		}
+	}
+	d.sizing.Lock()
+	defer d.sizing.Unlock()
+	procs.add(now.interfaces - d.size.interfaces)
+	d.size = now
+}
+
+// share is a network's part of what the process has.
+func (d *labDaemon) share(c *backend.Config) {
+	d.sizing.Lock()
+	defer d.sizing.Unlock()
+	c.Memory = d.memory
+	if limit, ok := fileLimit(); ok && c.Limits.Total == 0 {
+		c.Limits.Total = max(1, conversations(limit)/max(1, d.size.uplinks))
+	}
 }
 
 // answer tells 'lab up' what came of it.
@@ -179,6 +213,10 @@ func (d *labDaemon) begin() (changes []topology.Change, stop func(context.Contex
 	if t.Name != d.dir.name {
 		return nil, nil, fmt.Errorf("%s: the lab is %s now, and was %s a moment ago", req.File, t.Name, d.dir.name)
 	}
+	if d.memory, err = memoryValue(0).target(); err != nil {
+		return nil, nil, err
+	}
+	d.grow(t)
 	rec := labRecord{Name: d.dir.name, File: req.File, PID: os.Getpid(), Start: startTicks(os.Getpid()), Since: time.Now(), Folder: d.dir.path, Keep: d.keep}
 	if err := rec.write(); err != nil {
 		return nil, nil, err
@@ -197,6 +235,7 @@ func (d *labDaemon) begin() (changes []topology.Change, stop func(context.Contex
 		File: req.File, Base: filepath.Dir(req.File),
 		Sockets: d.dir.file(labNodes), Keep: d.keep,
 		Env:         []string{d.dir.mark()},
+		More:        d.share,
 		NetworkUp:   func(n *backend.Network, p *policy.Policy) { d.srv.Add(n, p) },
 		NetworkDown: func(n *backend.Network) { d.srv.Remove(n) },
 		Logger:      d.log,
@@ -303,6 +342,7 @@ func (d *labDaemon) Apply(ctx context.Context, r control.LabRequest) (control.La
 	if t.Name != d.dir.name {
 		return fail(http.StatusConflict, "'lab up' starts another one beside this", "lab %s cannot become lab %s", d.dir.name, t.Name)
 	}
+	d.grow(t)
 	changes, err := d.lab.Apply(ctx, t)
 	if err != nil {
 		return fail(http.StatusUnprocessableEntity, "", "%w", err)
