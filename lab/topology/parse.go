@@ -20,8 +20,8 @@ const (
 	// maxInterfaces bounds a node's: a PC's PCI bus has 32 slots.
 	maxInterfaces = 32
 	// maxList bounds lists, maxAddrs and maxWait those that cost more to read: nobody writes as many. maxValues bounds the
-	// values of all nodes, counts unrolled: 4000 of each of 256.
-	maxList, maxAddrs, maxWait, maxValues = 1000, 64, 32, 1 << 20
+	// values of all nodes, counts unrolled: 1000 of each of 256.
+	maxList, maxAddrs, maxWait, maxValues = 1000, 64, 32, 1 << 18
 	// maxLabName leaves room in a socket's path (108 bytes on Linux) behind /run/user/UID/vmnetd/lab-.
 	maxLabName = 32
 	// maxInterfaceName is Linux's IFNAMSIZ without its zero.
