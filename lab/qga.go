@@ -283,19 +283,6 @@ func (g *qga) request(ctx context.Context, execute string, arguments, out any) e
 // reachable says whether the agent is there: ping.
 func (g *qga) reachable(ctx context.Context) error { return g.request(ctx, "guest-ping", nil, nil) }
 
-// shutdown asks the guest to go down. Agents do not answer it.
-func (g *qga) shutdown(ctx context.Context) error {
-	if err := g.hold(ctx); err != nil {
-		return err
-	}
-	defer g.release()
-	if err := g.sync(ctx); err != nil {
-		return err
-	}
-	g.synced = false
-	return g.send(ctx, []byte(`{"execute":"guest-shutdown","arguments":{"mode":"powerdown"}}`+"\n"))
-}
-
 // exec runs a command to its end and returns its exit status. The protocol hands input over beforehand and output
 // afterwards. When ctx ends first, the command is killed.
 func (g *qga) exec(ctx context.Context, c Command) (int, error) {

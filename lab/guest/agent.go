@@ -39,6 +39,8 @@ type Agent struct {
 	// Shutdown ends the machine: powerdown, halt or reboot. nil: the agent refuses.
 	Shutdown func(mode string) error
 
+	start func(*exec.Cmd) error // nil: its Start
+
 	mu       sync.Mutex
 	commands map[int]*running
 }
@@ -262,7 +264,11 @@ func (a *Agent) exec(q *request) (any, error) {
 	ownSession(cmd)
 	// What it left in the background may hold its pipes. Its output counts until it has ended itself.
 	cmd.WaitDelay = outputDelay
-	if err := cmd.Start(); err != nil {
+	start := a.start
+	if start == nil {
+		start = (*exec.Cmd).Start
+	}
+	if err := start(cmd); err != nil {
 		return nil, fmt.Errorf("guest-exec: %w", err)
 	}
 	pid := cmd.Process.Pid

@@ -83,7 +83,7 @@ func runAgent(port string) error {
 	a := &Agent{Shutdown: shutdown}
 	for {
 		// The port reads as ended while nobody holds its other end. Who comes again is heard.
-		if err := a.Serve(f); err != nil && !errors.Is(err, io.EOF) {
+		if err := a.Serve(f); !errors.Is(err, io.EOF) {
 			return err
 		}
 		time.Sleep(again)
