@@ -17,6 +17,8 @@
 // time goes by. [Settings] are both directions of one guest, with conversations of their own settings by [Match]. Presets
 // have lines that people know, with where the figures are from.
 //
+// A [Tally] counts frames by conversation, for synthetic-network's programs.
+//
 // A [Line] is the engine: no clock, no goroutine, no lock, so that it is exact in any time, real or not. backend/link's
 // Impair puts two of them around a wire. Frames are counted as tc(8) counts them, with their Ethernet header. All of a
 // wire's frames are the line's: ARP and DHCP are lost as anything else is.
