@@ -45,8 +45,8 @@ func statOf(pid int) (s procStat) {
 	if err != nil {
 		return s
 	}
-	// The second field, in brackets, is whatever the process likes. The fields' numbers, of those from the third on:
-	const state, flags, start = 3 - 3, 9 - 3, 22 - 3
+	// The second field, in brackets, is whatever the process likes. The third, the ninth and the 22nd are ours.
+	const state, flags, start = 0, 6, 19
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 	if len(fields) <= start {
 		return s
