@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -249,7 +248,7 @@ func TestChurn(t *testing.T) {
 	run := func(seed uint64, rounds int) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		var err error
-		if l, err = New(Config{Sockets: sockets, Keep: keep, Env: []string{mark(t)}, Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})), Consoles: true}); err != nil {
+		if l, err = New(Config{Sockets: sockets, Keep: keep, Env: []string{mark(t)}, Logger: testLogger(t), Consoles: true}); err != nil {
 			t.Fatal(err)
 		}
 		defer l.Close()

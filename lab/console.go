@@ -42,6 +42,9 @@ const (
 	// consoleDrain is how long what is still in a node's pipe is read for once the node has been stopped: a full pipe takes
 	// a tenth of it.
 	consoleDrain = 50 * time.Millisecond
+	// What a process has said before it ended may still be in its pipe. The pipe's end says that all is read; where children
+	// of its keep it open, that nothing has come for quietSteps times quietStep, or quietMost.
+	quietStep, quietSteps, quietMost = 20 * time.Millisecond, 5, time.Second
 )
 
 // Errors of Send.
@@ -147,6 +150,8 @@ func (c *Console) read(l *line, own writeCloser) {
 		if own != nil && c.input == own {
 			c.input = nil
 		}
+		close(c.wake)
+		c.wake = make(chan struct{})
 		c.mu.Unlock()
 	}()
 	buf := make([]byte, 4<<10) // most nodes say little; one that fills it gets a large one
@@ -181,6 +186,28 @@ func (c *Console) began() {
 	c.mu.Lock()
 	c.born = c.end
 	c.mu.Unlock()
+}
+
+// quiet waits until what a process that has ended said is read.
+func (c *Console) quiet() {
+	begin, last, still := time.Now(), c.said(), 0
+	for still < quietSteps && time.Since(begin) < quietMost {
+		c.mu.Lock()
+		open, more := len(c.lines), c.wake
+		c.mu.Unlock()
+		if open == 0 {
+			return
+		}
+		select {
+		case <-more: // said, or at its end
+		case <-time.After(quietStep):
+		}
+		if now := c.said(); now != last {
+			last, still = now, 0
+		} else {
+			still++
+		}
+	}
 }
 
 // hangUp ends what the console reads from and writes to, of a node that has stopped.

@@ -811,3 +811,7 @@ func TestOutput(t *testing.T) {
 		}
 	})
 }
+
+func testLogger(t *testing.T) *slog.Logger {
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+}

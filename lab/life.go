@@ -623,6 +623,7 @@ func (f *life) mind(m machine, again bool) {
 		}
 		code, err := m.status()
 		if !again {
+			f.n.console.quiet()
 			f.gone(code, err)
 			return
 		}
