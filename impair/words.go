@@ -627,6 +627,24 @@ func (s Settings) MarshalJSON() ([]byte, error) {
 	return json.Marshal(j)
 }
 
+// maxRepeats is how many opportunities settings may have by repeating: some bytes of text are else gigabytes of traces.
+const maxRepeats = 4 * maxTrace
+
+// repeats adds up the TIMES of all MILLISECONDS*TIMES.
+func repeats(b []byte) (n uint64) {
+	for {
+		i := bytes.IndexByte(b, '*')
+		if i < 0 {
+			return n
+		}
+		times := uint64(0)
+		for b = b[i+1:]; len(b) > 0 && b[0] >= '0' && b[0] <= '9' && times < maxRepeats; b = b[1:] {
+			times = 10*times + uint64(b[0]-'0')
+		}
+		n += times
+	}
+}
+
 // UnmarshalJSON is MarshalJSON's inverse. A name that it does not know is an error. A text is a preset's name.
 func (s *Settings) UnmarshalJSON(b []byte) error {
 	b = bytes.TrimSpace(b)
@@ -638,6 +656,9 @@ func (s *Settings) UnmarshalJSON(b []byte) error {
 		got, err := Preset(name)
 		*s = got
 		return err
+	}
+	if n := repeats(b); n > maxRepeats {
+		return fmt.Errorf("traces of %d opportunities and more: want at most %d in all flows together", n, maxRepeats)
 	}
 	var j settingsJSON
 	d := json.NewDecoder(bytes.NewReader(b))

@@ -3,6 +3,7 @@ package impair
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -102,6 +103,29 @@ func TestJSON(t *testing.T) {
 		b, _ := json.Marshal(s)
 		if err != nil || string(b) != want {
 			t.Errorf("%s: %s, %v, want %s", in, b, err, want)
+		}
+	}
+}
+
+// A few bytes of text are not gigabytes of traces.
+func TestJSONTraces(t *testing.T) {
+	many := func(flows int, times string) string {
+		s := `{"flows":[`
+		for i := range flows {
+			if i > 0 {
+				s += ","
+			}
+			s += fmt.Sprintf(`{"name":"f%d","match":"*:47","down":{"trace":{"name":"t","opportunities":"1*%s"}}}`, i, times)
+		}
+		return s + "]}"
+	}
+	var s Settings
+	if err := json.Unmarshal([]byte(many(4, "1000")), &s); err != nil || len(s.Flows[3].Down.Trace.At) != 1000 {
+		t.Errorf("%v", err)
+	}
+	for _, text := range []string{many(5, "2000000"), many(1, "99999999999999999999999")} {
+		if err := json.Unmarshal([]byte(text), &s); err == nil || !strings.Contains(err.Error(), "at most") {
+			t.Errorf("%.80s: %v", text, err)
 		}
 	}
 }
