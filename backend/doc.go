@@ -26,7 +26,8 @@
 //  2. port.go: one guest. Its reader, its writer, its bounded queue (queue.go).
 //  3. segment.go, onward.go: the switch. Who has which MAC and address; frames between guests. finish.go: what a guest's
 //     kernel has left to do on them.
-//     guard.go: who a guest may be, and what one may say to another.
+//     guard.go: who a guest may be, and what one may say to another. plain.go: the switch of a network without an uplink, and
+//     a wire between two. copies.go: ports that get every frame; plug.go: what a port may be.
 //  4. gateway.go, ndp.go, services.go: what the gateway answers itself: ARP, neighbour discovery, DHCP.
 //     nic.go, split.go: the gateway's side of the wire as the stack sees it. mtu.go: what each guest takes.
 //  5. stack.go: gVisor, every option with its reason.
@@ -41,6 +42,21 @@
 // A program that has the network in it goes the same way: Network.DialContext to a guest (dialin.go), Network.Listen for
 // what guests want of the program (inside.go). To be a guest itself, it takes package guest; to lead guests of another
 // machine to some addresses only, Config.Routes.
+//
+// # Without an uplink
+//
+// Config.NoUplink is a switch and nothing else: no gateway, no services, no stack, and whatever a guest sends passes. Config.Wire
+// is a cable between two. Both have the same queues, limits, captures and impairments.
+//
+// # Guests that route
+//
+// A guest may forward packets whose sources are of other networks. Its neighbours get them as they are. A conversation
+// with the gateway, or by it with the world, is had with the address that the packets name; what goes back goes to the MAC that
+// the router's wire showed first, so the router needs no NAT. Each guest has a stack of its own: a conversation ends when its
+// packets begin to come by another router. From the host only the network's own addresses are reached. Virtual routers' MACs
+// (VRRP) move, with the addresses at them; an address without such a MAC stays with the guest that showed it, and a router that is to take it over
+// by itself wants a promiscuous port. Router advertisements and DHCP answers of guests pass from such a port only, or where there is no uplink.
+// With StrictLeases no guest routes.
 //
 // # What runs and who locks
 //
