@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -249,6 +250,10 @@ func writeStatus(w io.Writer, st control.Status) {
 			router = "IPv6 router"
 		}
 		row(w, "network", fmt.Sprintf("%s, since %s", n.Name, n.Since.Local().Format(time.DateTime)))
+		if n.NoUplink {
+			writePlain(w, n)
+			continue
+		}
 		row(w, "IPv4", fmt.Sprintf("%s, gateway %s, DNS %s", n.Prefix4, n.Gateway4, n.DNS4))
 		row(w, "IPv6", fmt.Sprintf("%s, gateway %s, DNS %s; %s", n.Prefix6, n.Gateway6, n.DNS6, router))
 		row(w, "MTU", mtus(n))
@@ -271,6 +276,28 @@ func writeStatus(w io.Writer, st control.Status) {
 		for _, warn := range n.Warnings {
 			row(w, "warning", warn)
 		}
+	}
+}
+
+// writePlain is a network's without an uplink: nobody but the guests is there.
+func writePlain(w io.Writer, n backend.Status) {
+	if n.Wire {
+		row(w, "wire", "two guests, and whatever one sends the other")
+	} else {
+		row(w, "no uplink", "a plain switch")
+	}
+	for _, p := range []netip.Prefix{n.Prefix4, n.Prefix6} {
+		if p.IsValid() {
+			row(w, "addresses", p)
+		}
+	}
+	if n.Isolate {
+		row(w, "isolate", "guests are kept from one another")
+	}
+	row(w, "guests", n.Guests)
+	row(w, "dropped", counts(n.Refused))
+	for _, warn := range n.Warnings {
+		row(w, "warning", warn)
 	}
 }
 
@@ -315,7 +342,7 @@ func writeGuests(w io.Writer, list []backend.GuestInfo) {
 			drops = counts(g.Dropped)
 		}
 		row(w, g.ID, g.Name, wide{g.MAC}, strings.Join(addrs, ","), ago(g.Since), wide{mtu}, size(g.RxBytes), size(g.TxBytes), g.Flows, drops,
-			wide{size(uint64(g.Queued))}, wide{g.Link})
+			wide{size(uint64(g.Queued))}, wide{strings.TrimSuffix(g.Link+", "+g.Port, ", ")})
 	}
 }
 
