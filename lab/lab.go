@@ -520,7 +520,7 @@ func (l *Lab) startNodes(t *topology.Lab, p *plan) {
 			lives = append(lives, n.newLife())
 		default:
 			if n.life != nil {
-				if m, ok := n.life.m.(hosted); ok {
+				if m, ok := n.life.made.(hosted); ok {
 					stays[n.life] = m
 				}
 			}

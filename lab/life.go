@@ -82,9 +82,10 @@ type life struct {
 	// Guarded by Lab.mu.
 	state    topology.State
 	err      error
-	waits    string // what holds it up
-	last     error  // why that was not so when it was last looked at
-	m        machine
+	waits    string  // what holds it up
+	last     error   // why that was not so when it was last looked at
+	made     machine // to be stopped
+	m        machine // the same once it has started, for others to use
 	started  time.Time
 	ready    time.Duration
 	restarts int
@@ -133,6 +134,7 @@ func (f *life) run() {
 			f.fail(err)
 		}
 	} else {
+		var after time.Duration
 		f.update(func() {
 			if f.state != topology.StateStarting {
 				return // it has failed meanwhile
@@ -142,8 +144,11 @@ func (f *life) run() {
 			if f.exit != nil {
 				f.state = topology.StateEnded
 			}
+			after = f.ready
 		})
-		f.log.Info("node is ready", "after", f.ready.Round(time.Millisecond))
+		if after > 0 {
+			f.log.Info("node is ready", "after", after.Round(time.Millisecond))
+		}
 	}
 	<-f.ctx.Done()
 }
@@ -372,11 +377,12 @@ func (f *life) make(ctx context.Context) (machine, error) {
 		return nil, err
 	}
 	f.lab.mu.Lock()
-	f.m = m // from now on it is to be stopped
+	f.made = m
 	f.lab.mu.Unlock()
 	if err := m.start(ctx); err != nil {
 		return nil, f.said(err)
 	}
+	f.update(func() { f.m = m })
 	return m, nil
 }
 
@@ -686,7 +692,7 @@ func (f *life) finish() {
 		}
 	})
 	f.lab.mu.Lock()
-	m := f.m
+	m := f.made
 	f.lab.mu.Unlock()
 	if m != nil {
 		stopped := make(chan struct{})
