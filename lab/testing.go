@@ -143,12 +143,17 @@ func brief(n *Node) string {
 	return s
 }
 
-// whyNoSpaces says why this user may make no network namespaces: "" if he may.
+// whyNoSpaces says why this user may make no network namespaces, or no interfaces in them: "" if he may.
 func whyNoSpaces() string {
 	s, err := netns.NewSpace(netns.SpaceOptions{})
 	if err != nil {
 		return err.Error()
 	}
-	s.Close()
+	defer s.Close()
+	tap, err := s.Attach(context.Background(), netns.Config{})
+	if err != nil {
+		return err.Error()
+	}
+	tap.Close()
 	return ""
 }
