@@ -206,7 +206,11 @@ func TestAllocs(t *testing.T) {
 						one()
 					}
 					// A collection empties sync.Pool, so one in a hundred is none.
-					if n := testing.AllocsPerRun(200, one); n > 0.5 {
+					n := testing.AllocsPerRun(200, one)
+					for try := 0; n > 0.5 && try < 5; try++ { // what other goroutines of the process allocate is counted too
+						n = testing.AllocsPerRun(200, one)
+					}
+					if n > 0.5 {
 						t.Errorf("%v allocations a batch", n)
 					}
 				})
