@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -374,4 +375,39 @@ func randomLab(r *rand.Rand) string {
 		}
 	}
 	return b.String()
+}
+
+// Ports of a node's own and of others', as a node tries them.
+func TestTryPort(t *testing.T) {
+	l := upText(t, `name: ports
+networks: {lan: {net: 10.77.6.0/24}, plain: {uplink: false, net: 10.77.7.0/24}}
+nodes:
+  a: {kind: netns, interfaces: [lan]}
+  b: {kind: netns, interfaces: [plain], command: [busybox, nc, -ll, -p, "80", -e, cat], wait: tcp:80}
+  c: {kind: netns, interfaces: [plain, lan], wait: "tcp:b:80"}
+`)
+	for _, d := range []struct {
+		node, network, host, port string
+		want                      error
+	}{
+		{"a", "tcp", "", "80", syscall.ECONNREFUSED},
+		{"a", "udp", "", "80", syscall.ECONNREFUSED},
+		{"b", "tcp", "", "80", nil},
+		{"b", "udp", "", "80", syscall.ECONNREFUSED},
+		{"c", "tcp", "b", "80", nil},
+		{"c", "tcp", "b", "81", syscall.ECONNREFUSED},
+		{"c", "udp", "b", "80", syscall.ECONNREFUSED},
+		{"c", "udp", "a.internal", "80", syscall.ECONNREFUSED},
+		{"c", "udp", "10.77.7.77", "80", syscall.EHOSTUNREACH}, // nobody's
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		m, err := l.Node(d.node).machine()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tryPort(ctx, m, d.network, d.host, d.port); !errors.Is(err, d.want) || (err == nil) != (d.want == nil) {
+			t.Errorf("%s of %s:%s, from %s: %v, want %v", d.network, d.host, d.port, d.node, err, d.want)
+		}
+		cancel()
+	}
 }

@@ -10,10 +10,10 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/vmnetd/vmnetd/lab/topology"
@@ -43,6 +43,9 @@ const (
 	// udpSilence is how long no refusal of a datagram counts as its being taken: a round trip in any lab that is not
 	// impaired on purpose.
 	udpSilence = 300 * time.Millisecond
+	// udpFarSilence is the same of another node, which may not be there at all: a kernel says so after asking three times, a
+	// second each, for its MAC (arp(7), mcast_solicit).
+	udpFarSilence = 3500 * time.Millisecond
 )
 
 // farDialer is a machine that dials from inside it: to another node.
@@ -223,11 +226,16 @@ func tryPort(ctx context.Context, m machine, network, host, port string) error {
 		return nil
 	}
 	// Nobody says yes to a datagram; ICMP says no.
+	silence := udpSilence
+	if host != "" {
+		silence = udpFarSilence
+		hearErrors(c)
+	}
 	if _, err := c.Write(nil); err != nil {
 		return err
 	}
-	c.SetReadDeadline(time.Now().Add(udpSilence))
-	if _, err := c.Read(make([]byte, 1)); errors.Is(err, syscall.ECONNREFUSED) {
+	c.SetReadDeadline(time.Now().Add(silence))
+	if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
 	return nil
