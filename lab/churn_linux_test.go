@@ -239,7 +239,7 @@ nodes:
 // folders.
 func TestChurn(t *testing.T) {
 	needSpaces(t)
-	rounds := 25
+	rounds := 15
 	if testing.Short() {
 		rounds = 5
 	}
