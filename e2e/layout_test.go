@@ -85,6 +85,8 @@ var rooms = []room{
 		"machines on networks, as a whole, in any program: it is to networks what cmd is, without flags, files of state or HTTP"},
 	{"lab/guest", nil, nil,
 		"makes the small Linux of guests and speaks in it: what boots it, and whose network it sees, it does not know"},
+	{"lab/guest/agent", []string{"lab/guest"}, nil,
+		"linked into the small guest: what it is told, and nothing of networks"},
 	{"lab/examples", nil, nil,
 		"files that a user starts from: whoever writes them out or runs them reads them here"},
 	{"ui", nil, nil,
