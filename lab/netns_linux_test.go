@@ -335,12 +335,12 @@ while True:
 		t.Fatal(err)
 	}
 	for _, network := range []string{"tcp", "udp"} {
-		if c, err := m.dial(ctx, network, "domain"); !errors.Is(err, syscall.ECONNREFUSED) {
+		if c, err := m.dial(t.Context(), network, "domain"); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Fatal(c, err)
 		}
 		for i, at := range addrs {
 			port := strconv.Itoa(5000 + i)
-			c, err := m.dial(ctx, network, port)
+			c, err := m.dial(t.Context(), network, port)
 			if err != nil {
 				t.Errorf("%s %s: %v", network, at, err)
 				continue
@@ -356,7 +356,7 @@ while True:
 			if strings.Contains(at, ":") {
 				family, other = "6", "4"
 			}
-			if c, err := m.dial(ctx, network+family, port); err != nil {
+			if c, err := m.dial(t.Context(), network+family, port); err != nil {
 				t.Errorf("%s%s %s: %v", network, family, at, err)
 			} else {
 				c.Close()
@@ -364,7 +364,7 @@ while True:
 			if at == "::" { // it hears both
 				continue
 			}
-			if _, err := m.dial(ctx, network+other, port); !errors.Is(err, syscall.ECONNREFUSED) {
+			if _, err := m.dial(t.Context(), network+other, port); !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("%s%s %s: %v", network, other, at, err)
 			}
 		}
