@@ -193,7 +193,7 @@ func TestQGAFlood(t *testing.T) {
 			}
 		}
 	}()
-	for sent.Load() < 5*testLongest {
+	for sent.Load() < 2*testLongest {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		if err := g.reachable(ctx); !errors.Is(err, errAgentSilent) {
 			t.Errorf("reachable: %v", err)
