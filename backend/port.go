@@ -182,6 +182,7 @@ func (p *port) run() error {
 	p.ended(
 		func() { p.link.Close() },
 		p.queue.close,
+		func() { p.net.dhcp.Detach(p.id) }, // before it is seen to have gone: it may be here again at once, and ask for nothing
 		func() { p.net.seg.remove(p) },
 		func() { p.net.flows.EndGuest(p.id, flows.ReasonGuestGone) },
 		p.udp.close,
