@@ -3,10 +3,8 @@ package guest
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"debug/elf"
 	_ "embed"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -43,8 +41,7 @@ type Image struct {
 	From   string // where it is from, for people
 }
 
-// appended is for the kernel: a crash ends the machine, its ciphers' self-tests would take a fifth of an emulated boot, and
-// the machine's firmware is believed about the clock.
+// appended is for the kernel: a crash ends the machine, and its ciphers' self-tests would take a fifth of an emulated boot.
 const appended = "console=ttyS0 quiet panic=-1 cryptomgr.notests"
 
 var made struct {
@@ -391,10 +388,4 @@ func buildAgent(ctx context.Context, cache string) ([]byte, error) {
 		return nil, fmt.Errorf("building the guest's agent: %w: %s", err, bytes.TrimSpace(said))
 	}
 	return os.ReadFile(out)
-}
-
-// Sum says by what an image is what it is, for names of files about it.
-func (im *Image) Sum() string {
-	sum := sha256.Sum256([]byte(im.Kernel + "|" + im.initrd))
-	return hex.EncodeToString(sum[:8])
 }
