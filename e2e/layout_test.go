@@ -31,8 +31,8 @@ type room struct {
 var rooms = []room{
 	{"impair", nil, nil,
 		"a bad line as a function of (frame, now): exact in any time, usable around any wire"},
-	{"backend/link", []string{"impair"}, nil,
-		"the wire's seam: every transport and the backend stand on it, so it stands on nothing but the engine of its own Impair"},
+	{"backend/link", []string{"impair"}, []string{"qemu"},
+		"the wire's seam: every transport and the backend stand on it, so it stands on nothing but the engine of its own Impair; what that costs is measured around a real wire"},
 	{"capture", []string{"backend/link"}, nil,
 		"what crosses any wire, as a file: whose frames they are it asks, so a program can capture without a network"},
 	{"backend/egress", nil, nil,
