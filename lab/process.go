@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // process is a program that is a machine: QEMU, or User Mode Linux.
@@ -22,6 +23,10 @@ type process struct {
 	err   error         // then
 }
 
+// outputDelay is how long what a process said last is read once it has ended: what it wrote itself is there, and what it leaves
+// behind may hold its output open for ever.
+const outputDelay = 200 * time.Millisecond
+
 // startProcess starts it with files from descriptor 3 on, and closes those here. The thread that started it stays until it has
 // ended: a child that goes with its parent goes, on Linux, with that thread (PR_SET_PDEATHSIG in prctl(2)), and Go ends
 // threads that somebody locked.
@@ -30,6 +35,7 @@ func startProcess(cmd *exec.Cmd, files []*os.File) (*process, error) {
 	cmd.ExtraFiles = files
 	cmd.SysProcAttr = childAttr()
 	cmd.Stderr = &p.said
+	cmd.WaitDelay = outputDelay
 	if cmd.Stdout == nil {
 		cmd.Stdout = &p.said
 	}
@@ -62,7 +68,7 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// rest ends what is left of its group: its guest's processes are processes of ours. It has ended, and the number of a group
+// rest ends what is left of its group: User Mode Linux's guest's processes are processes of ours. It has ended, and the number of a group
 // with somebody in it is nobody else's.
 func (p *process) rest() { _ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) }
 

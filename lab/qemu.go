@@ -146,6 +146,7 @@ func (v *virtual) start(ctx context.Context) error {
 	}
 	v.wg.Go(func() {
 		<-v.p.ended
+		v.p.rest()        // or a helper of its would hold our sockets
 		<-v.monitor.ended // what it said last
 		v.exit, v.err = v.p.exit()
 		if v.err == nil && v.monitor.crashed() {
