@@ -109,7 +109,11 @@ func (s *Server) policy(c *call) (*policy.Policy, error) {
 	if p := s.policyOf(c.net.Config().Name); p != nil {
 		return p, nil
 	}
-	return nil, problem(http.StatusNotFound, "it is what the program that made the network says", "network %s has no policy of rules", c.net.Config().Name)
+	hint := "it is what the program that made the network says"
+	if c.net.Config().NoUplink {
+		hint = "it has no uplink: nothing goes out that could be judged"
+	}
+	return nil, problem(http.StatusNotFound, hint, "network %s has no policy of rules", c.net.Config().Name)
 }
 
 func (s *Server) getPolicy(c *call) (reply, error) {

@@ -62,6 +62,9 @@ func (s *Server) tryPort(c *call) (reply, error) {
 	if err != nil || port == 0 {
 		return reply{}, problem(http.StatusBadRequest, "as /v1/guests/web/port?port=22", "%q is no port", short(c.query.Get("port")))
 	}
+	if c.net.Config().NoUplink {
+		return reply{}, problem(http.StatusUnprocessableEntity, "ask from one of its guests: in a lab, 'vmnetd lab exec NODE -- …'", "network %s: %v: nothing comes in", c.net.Config().Name, backend.ErrNoUplink)
+	}
 	ref := c.PathValue("guest")
 	g, err := c.guest(ref)
 	if a, wrong := netip.ParseAddr(ref); err != nil && (wrong != nil || !inNetwork(c.net, a)) {

@@ -6,9 +6,11 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 
+	"github.com/vmnetd/vmnetd/backend"
 	"github.com/vmnetd/vmnetd/backend/backendtest"
 )
 
@@ -102,4 +104,21 @@ func TestPort(t *testing.T) {
 		t.Errorf("%d tries are counted, want %d", n, maxPortTries)
 	}
 	r.srv.tries.Store(0)
+}
+
+// A network without an uplink says so, where else one would be waited for that cannot come.
+func TestNoUplink(t *testing.T) {
+	r := newRig(t)
+	lan, err := backend.New(backend.Config{Name: "lan", NoUplink: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lan.Close()
+	r.srv.Add(lan, nil)
+	for path, q := range map[string]url.Values{"guests/10.1.1.1/port": values("network", "lan", "port", "22"), "policy": values("network", "lan")} {
+		var p *Problem
+		if err := r.c.call(t.Context(), http.MethodGet, path, q, nil, nil); !errors.As(err, &p) || p.Status/100 != 4 || !strings.Contains(p.Detail+p.Hint, "no uplink") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
 }
