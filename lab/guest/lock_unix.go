@@ -4,6 +4,8 @@ package guest
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"syscall"
 	"time"
@@ -32,4 +34,19 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// private makes a folder that only this user writes to, if it is not there, and refuses one of somebody else's.
+func private(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	fi, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); !fi.IsDir() || !ok || int(st.Uid) != os.Getuid() || fi.Mode()&0o022 != 0 {
+		return fmt.Errorf("%s is not this user's alone", dir)
+	}
+	return nil
 }

@@ -20,6 +20,10 @@ func Cache() (string, error) {
 		base, err := os.UserCacheDir()
 		if err != nil { // no HOME
 			base = filepath.Join(os.TempDir(), fmt.Sprintf("vmnetd-%d", os.Getuid()))
+			// Programs come from here, and in a folder that all write to anybody may have made it first.
+			if err := private(base); err != nil {
+				return "", fmt.Errorf("a cache without a home: %w: set $VMNETD_CACHE", err)
+			}
 		}
 		dir = filepath.Join(base, "vmnetd")
 	}
@@ -27,7 +31,6 @@ func Cache() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// Programs come from here: nobody else may write to it.
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
