@@ -72,7 +72,7 @@ func (p *port) fromAnybody(s link.Span) {
 	}
 	n := p.net
 	dst, src := macOf(h), macOf(h[6:])
-	if src != p.lastMAC || !p.lastOwn {
+	if src != p.lastMAC || !p.lastOwn || src.isVirtual() { // as fromGuest has it
 		switch {
 		case src.isMulticast():
 			p.drop(flows.ReasonMalformed)

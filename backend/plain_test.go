@@ -217,6 +217,9 @@ func TestPlainGuests(t *testing.T) {
 	if n.Flows().Opened() > 0 {
 		t.Errorf("%d flows", n.Flows().Opened())
 	}
+	if l := n.DNSRecords(); len(l) > 0 {
+		t.Errorf("names that nobody answers for: %+v", l)
+	}
 	for what, err := range map[string]error{
 		"dial":    second(n.DialContext(patience(t), "tcp", "10.1.1.1:80")),
 		"listen":  second(n.Listen("tcp", "10.1.1.9:80")),
@@ -324,9 +327,10 @@ func TestPlainMACMoves(t *testing.T) {
 func TestVirtualRouterMoves(t *testing.T) {
 	n := start(t, backend.Config{})
 	a, b, c := Plug(t, n, Config{}).Up(t), Plug(t, n, Config{}).Up(t), Plug(t, n, Config{}).Up(t)
+	p := Plug(t, asPort{n, backend.PortConfig{Promiscuous: true}}, Config{}).Up(t)
 	virtual := net.HardwareAddr{0, 0, 0x5e, 0, 2, 9}
 	vip4, vip6 := ip("10.0.2.200"), ip("fd00:1234::c8")
-	for _, master := range []*Guest{a, b, a} {
+	for _, master := range []*Guest{a, b, a, p, a, p} {
 		ms := []*Watch{c.Watch(IsARP(ARPReply, vip4)), c.Watch(IsNA(vip6))}
 		master.Send(Build(Ethernet{Src: virtual}, ARP{Op: ARPReply, SenderMAC: virtual, Sender: vip4, TargetMAC: virtual, Target: vip4}))
 		master.Send(Build(append([]Layer{Ethernet{Src: virtual, Dst: MulticastMAC(ip("ff02::1"))}, IPv6{Src: vip6, Dst: ip("ff02::1")}}, NeighborAdvert(vip6, virtual)...)...))
@@ -338,6 +342,9 @@ func TestVirtualRouterMoves(t *testing.T) {
 		c.Send(Build(Ethernet{Src: c.MAC(), Dst: virtual}, IPv4{Src: c.Addr4(), Dst: vip4}, UDP{SrcPort: 1, DstPort: 2}))
 		w.Expect(t)
 		w.Stop()
+		if addrs := guestOf(n, master).Addrs; !slices.Contains(addrs, vip4) || !slices.Contains(addrs, vip6) {
+			t.Errorf("the master has %v", addrs)
+		}
 	}
 	w := c.Watch(EtherType(0x88b5))
 	b.Send(Build(Ethernet{Src: a.MAC(), Dst: c.MAC(), Type: 0x88b5}, Payload(make([]byte, 50))))

@@ -317,6 +317,9 @@ type DNSRecord struct {
 // DNSRecords returns the local records.
 func (n *Network) DNSRecords() []DNSRecord {
 	list := []DNSRecord{}
+	if n.cfg.plain() { // nobody asks there, and the gateway's names would be of none
+		return list
+	}
 	for _, r := range n.dns.List() {
 		list = append(list, DNSRecord{r.Name, r.Type, r.Data, r.TTL, r.Source})
 	}
