@@ -376,6 +376,75 @@ func TestLabKilled(t *testing.T) {
 	}
 }
 
+// Who is beside a lab's process in a network namespace is not the lab's: its 'lab up' may have been said in a namespace where
+// its user does other things, or its node's root may have gone to another one.
+func TestLabSweepSpares(t *testing.T) {
+	args := []string{"--net", "sh", "-c", `sleep 1000 >/dev/null 2>&1 & echo $!; VMNETD_LAB="$0" exec sleep 1000`}
+	folder := filepath.Join(t.TempDir(), "lab-x")
+	if os.Getuid() != 0 {
+		args = append([]string{"--user", "--map-root-user"}, args...)
+	}
+	marked := exec.Command("unshare", append(args, folder)...)
+	marked.Env = []string{"PATH=" + os.Getenv("PATH")}
+	out, err := marked.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := marked.Start(); err != nil {
+		t.Skip(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	beside, bad := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil || bad != nil {
+		marked.Wait()
+		t.Skip("no namespaces here")
+	}
+	bystander := markedProcess{beside, startTicks(beside)}
+	defer bystander.signal(syscall.SIGKILL)
+	defer marked.Wait()
+	defer marked.Process.Kill()
+	waitUntil(t.Fatalf, "the mark", func() bool { return inEnviron(marked.Process.Pid, folder) })
+	// Until it is waited for it is a zombie, which has ended.
+	if n, err := endMarked(t.Context(), folder); n != 1 || err != nil {
+		t.Errorf("%d processes have ended, want 1; %v", n, err)
+	}
+	if (markedProcess{marked.Process.Pid, startTicks(marked.Process.Pid)}).running() {
+		t.Error("the lab's process runs on")
+	}
+	if !bystander.running() {
+		t.Error("another process in its network namespace was ended")
+	}
+}
+
+// What root has started in a node, and is another user since, is the killed lab's all the same.
+func TestLabKilledOfRoot(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("wants to be two users")
+	}
+	r := newLabRig(t, false)
+	r.file("lab.yaml", "name: one\nnodes:\n  a: {kind: netns}\n")
+	r.do("lab", "up")
+	other := []string{"lab", "exec", "a", "--", "setpriv", "--reuid", strconv.Itoa(nobodyUID), "--regid", strconv.Itoa(nobodyUID), "--clear-groups"}
+	if _, _, code := r.try(append(slices.Clone(other), "true")...); code != 0 {
+		t.Skip("no two users in a node, or no setpriv")
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(r.do(append(other, "sh", "-c", "env -i setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $!")...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	daemon := markedProcess{pid, startTicks(pid)}
+	if !daemon.running() {
+		t.Fatal("it has ended already")
+	}
+	defer daemon.signal(syscall.SIGKILL)
+	syscall.Kill(r.ls("one").PID, syscall.SIGKILL)
+	r.until("the lab is known for killed", func() bool { return r.ls("one").State == "killed" })
+	r.do("lab", "down")
+	if daemon.running() {
+		t.Error("it runs on after lab down")
+	}
+}
+
 func (r *labRig) until(what string, is func() bool) {
 	r.t.Helper()
 	waitUntil(r.t.Fatalf, what, is)

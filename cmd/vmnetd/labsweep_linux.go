@@ -1,8 +1,9 @@
 package main
 
 // The processes of a lab: each has the lab's folder in its environment, unless it has thrown that away, as those do that
-// change their titles; then it is known by what is mounted for its node, or by its network namespace, in which others are
-// that are known. Nobody else's are looked at twice.
+// change their titles; then it is known by what is mounted for its node, or, in a chroot, by its mount namespace, in which
+// others are that are known by that. A network namespace says nothing: root's programs, and those of who began the lab in
+// one, may be beside anybody there. Nobody else's are looked at twice.
 
 import (
 	"bytes"
@@ -79,7 +80,7 @@ func leaving(pid int) bool {
 type marks struct {
 	folder string
 	self   int
-	own    string                 // our own network namespace: whoever is in it is not known by it
+	own    string                 // our own mount namespace: whoever is in it is not known by it
 	seen   map[markedProcess]bool // found before
 }
 
@@ -132,26 +133,25 @@ func (m *marks) find() (list []markedProcess) {
 	var all []candidate
 	// Of now only: the number of a namespace that has gone is soon another one's.
 	spaces := map[string]bool{}
+	me := os.Geteuid()
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil || pid == m.self {
 			continue
 		}
+		// What root has started in a node may be somebody else by now.
 		var st unix.Stat_t
-		if unix.Stat("/proc/"+e.Name(), &st) != nil || int(st.Uid) != os.Geteuid() {
+		if unix.Stat("/proc/"+e.Name(), &st) != nil || me != 0 && int(st.Uid) != me {
 			continue
 		}
 		start := startTicks(pid)
 		if start == 0 {
 			continue
 		}
-		space, _ := os.Readlink("/proc/" + e.Name() + "/ns/net")
+		space, _ := os.Readlink("/proc/" + e.Name() + "/ns/mnt")
 		c := candidate{markedProcess{pid, start}, space, inEnviron(pid, m.folder)}
-		if !c.sure && space != "" && space != m.own {
-			c.sure = mounted(pid, m.folder)
-		}
-		if c.sure && space != "" && space != m.own {
-			spaces[space] = true
+		if space != "" && space != m.own && mounted(pid, m.folder) {
+			c.sure, spaces[space] = true, true
 		}
 		all = append(all, c)
 	}
@@ -215,7 +215,7 @@ func letGo(ctx context.Context) {
 func endMarked(ctx context.Context, folder string) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTime)
 	defer cancel()
-	own, _ := os.Readlink("/proc/self/ns/net")
+	own, _ := os.Readlink("/proc/self/ns/mnt")
 	seen := map[markedProcess]bool{}
 	m := &marks{folder: folder, self: os.Getpid(), own: own, seen: seen}
 	kill := time.Now().Add(sweepPatience)
