@@ -53,15 +53,17 @@ func adopt(ctx context.Context) (done <-chan struct{}) {
 		defer signal.Stop(ended)
 		dead := map[markedProcess]time.Time{} // since when
 		for {
-			var again <-chan time.Time
-			if len(dead) > 0 {
-				again = time.After(orphanLook)
+			if len(dead) == 0 {
+				select {
+				case <-ctx.Done():
+					return
+				case <-ended:
+				}
 			}
-			select {
+			select { // a node may have thousands end in a second
 			case <-ctx.Done():
 				return
-			case <-ended:
-			case <-again:
+			case <-time.After(orphanLook):
 			}
 			now := map[markedProcess]time.Time{}
 			for _, p := range zombies() {
