@@ -39,7 +39,7 @@ func Keep(dir, prefix string, body []byte, most int) (string, error) {
 	}
 	now := time.Now()
 	_ = os.Chtimes(path, now, now) // only for the order below
-	all, err := filepath.Glob(filepath.Join(dir, prefix+"*"))
+	all, err := glob(dir, prefix+"*")
 	if err != nil {
 		return "", err
 	}

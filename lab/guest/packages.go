@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,7 +39,7 @@ func Cache() (string, error) {
 // the cache, or from the mirror that apt knows when the cache has none. Nothing is installed, and
 // no rights are needed. name resolves the package's name and is asked only when it must be fetched.
 func Unpacked(ctx context.Context, cache, pattern string, name func(Apt) (string, error), logf func(string, ...any)) (string, error) {
-	have, err := filepath.Glob(filepath.Join(cache, "packages", pattern))
+	have, err := glob(filepath.Join(cache, "packages"), pattern)
 	if err != nil {
 		return "", err
 	}
@@ -121,7 +122,7 @@ func (a Apt) download(name func(Apt) (string, error), logf func(string, ...any))
 	if _, err := run(a.ctx, a.dir, "apt-get", append(a.options(), "download", "-q", pkg)...); err != nil {
 		return "", err
 	}
-	debs, err := filepath.Glob(filepath.Join(a.dir, "*.deb"))
+	debs, err := glob(a.dir, "*.deb")
 	if err != nil || len(debs) != 1 {
 		return "", fmt.Errorf("apt-get download %s left %d files, want 1", pkg, len(debs))
 	}
@@ -175,7 +176,7 @@ func run(ctx context.Context, dir, name string, args ...string) ([]byte, error) 
 // OneOf returns the first file that matches one of the patterns under root.
 func OneOf(root string, patterns ...string) (string, error) {
 	for _, p := range patterns {
-		m, err := filepath.Glob(filepath.Join(root, p))
+		m, err := glob(root, p)
 		if err != nil {
 			return "", err
 		}
@@ -184,4 +185,13 @@ func OneOf(root string, patterns ...string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("no %s in %s", strings.Join(patterns, " or "), root)
+}
+
+// glob are files under a folder whose own name is not a pattern.
+func glob(root, pattern string) ([]string, error) {
+	m, err := fs.Glob(os.DirFS(root), pattern)
+	for i := range m {
+		m[i] = filepath.Join(root, m[i])
+	}
+	return m, err
 }
