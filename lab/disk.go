@@ -3,10 +3,13 @@ package lab
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +20,7 @@ import (
 type disk struct {
 	path   string
 	format string // "": QEMU is to look, which keeps the guest from making it look like another
-	unsafe bool   // nobody reads it once the machine has ended
+	unsafe bool   // nobody reads it once this machine has crashed
 }
 
 // qcow2 is QEMU's format, as its docs/interop/qcow2.txt has it.
@@ -32,8 +35,8 @@ const (
 	qcow2Name = 1023
 )
 
-// openDisk says what the disk at path is. With overlay, what is written goes to a file in dir, which goes with it; without,
-// to path itself.
+// openDisk says what the disk at path is. With overlay, what is written goes to a file in dir, and is there again when the
+// disk is opened anew; without, to path itself.
 func openDisk(ctx context.Context, path, format string, overlay bool, dir string) (*disk, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -64,7 +67,14 @@ func openDisk(ctx context.Context, path, format string, overlay bool, dir string
 	if err != nil {
 		return nil, err
 	}
-	over := filepath.Join(dir, "overlay.qcow2")
+	over, there, err := overlayOf(dir, abs, format, ".qcow2")
+	if err != nil {
+		return nil, fmt.Errorf("disk: %w", err)
+	}
+	if there {
+		return &disk{path: over, format: "qcow2", unsafe: true}, nil
+	}
+	half := over + ".new" // one that was not written to its end is none
 	var size uint64
 	switch format {
 	case "raw":
@@ -80,18 +90,51 @@ func openDisk(ctx context.Context, path, format string, overlay bool, dir string
 		size = binary.BigEndian.Uint64(head[24:])
 	default:
 		// qemu-img knows them all.
-		if err := qemuImgOverlay(ctx, abs, format, over); err != nil {
+		if err := qemuImgOverlay(ctx, abs, format, half); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", path, err)
+		}
+		if err := os.Rename(half, over); err != nil {
+			return nil, err
 		}
 		return &disk{path: over, format: "qcow2", unsafe: true}, nil
 	}
 	if size == 0 {
 		return nil, fmt.Errorf("disk %s: is empty", path)
 	}
-	if err := writeOverlay(over, abs, format, size); err != nil {
+	if err := writeOverlay(half, abs, format, size); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", path, err)
 	}
+	if err := os.Rename(half, over); err != nil {
+		return nil, err
+	}
 	return &disk{path: over, format: "qcow2", unsafe: true}, nil
+}
+
+// overlayOf is the file in dir that has what is written to a disk, and whether it is there. What was written is nothing without
+// what it was written over: to another disk, or one that has changed since, there is another file, and those before go.
+func overlayOf(dir, base, format, ext string) (path string, there bool, err error) {
+	fi, err := os.Stat(base)
+	if err != nil {
+		return "", false, err
+	}
+	of := fmt.Appendf(nil, "%s\x00%s", base, format)
+	if fi.Mode().IsRegular() { // a device's time is not that of its contents
+		of = fmt.Appendf(of, "\x00%d %d", fi.Size(), fi.ModTime().UnixNano())
+	}
+	sum := sha256.Sum256(of)
+	path = filepath.Join(dir, "overlay-"+hex.EncodeToString(sum[:8])+ext)
+	all, err := fs.Glob(os.DirFS(dir), "overlay-*") // whose folder's name is not a pattern
+	if err != nil {
+		return "", false, err
+	}
+	for _, name := range all {
+		if p := filepath.Join(dir, name); p == path {
+			there = true
+		} else if err := os.Remove(p); err != nil {
+			return "", false, err
+		}
+	}
+	return path, there, nil
 }
 
 // formatOf knows images by how they begin. What begins like none of them is a raw one.

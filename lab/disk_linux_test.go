@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vmnetd/vmnetd/lab/topology"
 )
@@ -73,6 +74,52 @@ func TestOpenDisk(t *testing.T) {
 		if _, err := openDisk(ctx, vdi, "", true, dir); err == nil || !strings.Contains(err.Error(), "qemu-utils") {
 			t.Errorf("a format that is qemu-img's: %v", err)
 		}
+	}
+}
+
+// What was written is there when the machine starts again, and is not laid over what it was not written over.
+func TestOverlayLasts(t *testing.T) {
+	dir := t.TempDir()
+	keep := filepath.Join(dir, "k, 1 [x]")
+	if err := os.Mkdir(keep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	base := filepath.Join(dir, "base.img")
+	if err := os.WriteFile(base, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := func() string {
+		t.Helper()
+		d, err := openDisk(t.Context(), base, "", true, keep)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.path
+	}
+	first := open()
+	if f, err := os.OpenFile(first, os.O_APPEND|os.O_WRONLY, 0); err != nil {
+		t.Fatal(err)
+	} else if _, err := f.WriteString("written"); err != nil {
+		t.Fatal(err)
+	} else {
+		f.Close()
+	}
+	if again := open(); again != first {
+		t.Errorf("%s, then %s", first, again)
+	}
+	if b, err := os.ReadFile(first); err != nil || !bytes.HasSuffix(b, []byte("written")) {
+		t.Errorf("what was written is gone: %v", err)
+	}
+	if err := os.Chtimes(base, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	second := open()
+	if second == first {
+		t.Error("the disk has changed, its overlay has not")
+	}
+	all, err := os.ReadDir(keep)
+	if err != nil || len(all) != 1 {
+		t.Errorf("%v, %v: want one overlay", all, err)
 	}
 }
 

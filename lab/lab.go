@@ -506,6 +506,7 @@ func (l *Lab) startNodes(t *topology.Lab, p *plan) {
 			l.number++
 			n = &Node{lab: l, name: def.Name, number: l.number, console: newConsole()}
 			l.nodes[def.Name] = n
+			os.RemoveAll(n.keep()) // of a lab that was killed, in the same folder
 			n.serveConsole()
 		} else if !sameDisk(n.t, def) {
 			os.RemoveAll(n.keep()) // a copy is of the disk that it was made of

@@ -105,7 +105,11 @@ func (u *uml) start(ctx context.Context) error {
 			disk := u.file(n.Disk)
 			if n.Overlay {
 				// Its own copy-on-write file, which goes with the node.
-				disk = filepath.Join(u.b.keep, "disk.cow") + "," + disk
+				over, _, err := overlayOf(u.b.keep, disk, "", ".cow")
+				if err != nil {
+					return failed(fmt.Errorf("disk: %w", err))
+				}
+				disk = over + "," + disk
 			}
 			args = append(args, "ubd0="+disk)
 		}
