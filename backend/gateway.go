@@ -230,6 +230,10 @@ func (p *port) mayShow(kind uint16, ip []byte, src mac) bool {
 		return false
 	}
 	if !p.net.onLink(a) { // a guest that routes for others behind it; or 0.0.0.0 and :: before it has an address
+		if kind == etherARP && a.IsLinkLocalUnicast() && p.net.inside.at(a) {
+			p.drop(flows.ReasonSpoofed)
+			return false
+		}
 		return true
 	}
 	if !p.net.seg.learnAddr(p, a, src) {
@@ -335,7 +339,8 @@ func (p *port) arp(b []byte, src mac) bool {
 		return true
 	}
 	target := netip.AddrFrom4([4]byte(h.ProtocolAddressTarget()))
-	if c := &p.net.cfg; target != c.Gateway4 && target != c.DNS4 {
+	// Who has 169.254.0.0/16 on the link (RFC 3927 §2.6.2) asks for a listener there, and must not believe another guest.
+	if c := &p.net.cfg; target != c.Gateway4 && target != c.DNS4 && !(target.IsLinkLocalUnicast() && p.net.inside.at(target)) {
 		return false
 	}
 	if h.Op() != header.ARPRequest {

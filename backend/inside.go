@@ -70,6 +70,25 @@ func (i *inside) unjudged(p flows.Proto, a netip.AddrPort) bool {
 	return p == flows.TCP && l != nil && l.unjudged
 }
 
+// at says whether the program listens anywhere at an address.
+func (i *inside) at(a netip.Addr) bool {
+	if m := i.tcp.Load(); m != nil {
+		for x := range *m {
+			if x.Addr() == a {
+				return true
+			}
+		}
+	}
+	if m := i.udp.Load(); m != nil {
+		for x := range *m {
+			if x.Addr() == a {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // has says whether the program listens there.
 func (i *inside) has(p flows.Proto, a netip.AddrPort) bool {
 	return p == flows.TCP && i.listener(a) != nil || p == flows.UDP && i.packet(a) != nil

@@ -563,3 +563,37 @@ func TestListenShares(t *testing.T) {
 		}
 	}
 }
+
+// A listener at a link-local address is found by guests that have those on their link, and no guest passes for it.
+func TestListenOnLink(t *testing.T) {
+	n := start(t, backend.Config{})
+	a, b := Plug(t, n, Config{}).Up(t), Plug(t, n, Config{}).Up(t)
+	cloud, other := ip("169.254.169.254"), ip("169.254.7.7")
+	ask := func(at netip.Addr) []byte {
+		return Build(Ethernet{Src: a.MAC()}, ARP{Op: ARPRequest, SenderMAC: a.MAC(), Sender: a.Addr4(), Target: at})
+	}
+	claim := func(at netip.Addr) []byte {
+		return Build(Ethernet{Src: b.MAC(), Dst: a.MAC()}, ARP{Op: ARPReply, SenderMAC: b.MAC(), Sender: at, TargetMAC: a.MAC(), Target: a.Addr4()})
+	}
+	answers := func(at netip.Addr, who net.HardwareAddr, want int) {
+		t.Helper()
+		w := a.Watch(IsARP(ARPReply, at), FromMAC(who))
+		a.Send(ask(at))
+		a.Sync(t)
+		b.Send(claim(at))
+		hears(t, b, a)
+		if got := len(w.Got()); got != want {
+			t.Errorf("%s: %s has said %d times that it is there, want %d", at, who, got, want)
+		}
+		w.Stop()
+	}
+	answers(cloud, gatewayMAC, 0)
+	answers(cloud, b.MAC(), 1)
+	l := listenInside(t, n, "tcp", cloud.String()+":80")
+	answers(cloud, gatewayMAC, 1)
+	answers(cloud, b.MAC(), 0)
+	answers(other, gatewayMAC, 0)
+	answers(other, b.MAC(), 1)
+	l.Close()
+	answers(cloud, gatewayMAC, 0)
+}
