@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -118,6 +119,10 @@ func reap(pid int) {
 	}
 }
 
+// errandPatience is how long an errand may take: all is milliseconds, but for a program's file on a disk that has to wake up
+// first. What runs in a space may have mounted there what never answers (fuse(8)).
+var errandPatience = 20 * time.Second
+
 // start has the errand done by a child, which is left to the caller if there is no error.
 func (e *errand) start() (pid int, fds []int, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -125,6 +130,11 @@ func (e *errand) start() (pid int, fds []int, err error) {
 		return 0, nil, fmt.Errorf("socketpair: %w", err)
 	}
 	defer unix.Close(pair[0])
+	patience := unix.NsecToTimeval(int64(errandPatience))
+	if err := unix.SetsockoptTimeval(pair[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		unix.Close(pair[1])
+		return 0, nil, fmt.Errorf("setsockopt: %w", err)
+	}
 	if pair[1] < e.above {
 		fd, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, e.above)
 		unix.Close(pair[1])
@@ -141,8 +151,12 @@ func (e *errand) start() (pid int, fds []int, err error) {
 	if errno != 0 {
 		return 0, nil, fmt.Errorf("fork: %w", errno)
 	}
+	hangs := false
 	defer func() {
-		if err != nil {
+		switch {
+		case hangs:
+			go reap(born) // a SIGKILL does not end the wait for a file system
+		case err != nil:
 			reap(born)
 		}
 	}()
@@ -157,6 +171,10 @@ func (e *errand) start() (pid int, fds []int, err error) {
 		}
 	}
 	switch {
+	case err == unix.EAGAIN:
+		hangs = true
+		syscall.Kill(born, syscall.SIGKILL)
+		return 0, nil, fmt.Errorf("the child process hangs since %v: is there a file system that does not answer?", errandPatience)
 	case err != nil:
 		syscall.Kill(born, syscall.SIGKILL)
 		return 0, nil, fmt.Errorf("recvmsg: %w", err)

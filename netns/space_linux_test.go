@@ -234,6 +234,28 @@ func TestStartIsLikeExec(t *testing.T) {
 	}
 }
 
+// An errand that gets stuck in what a space has mounted does not hold the caller, and its child goes.
+func TestErrandHangs(t *testing.T) {
+	defer func(d time.Duration) { errandPatience = d }(errandPatience)
+	errandPatience = 50 * time.Millisecond
+	r, w, err := os.Pipe() // which ends with the child, as it has it too
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	e := &errand{}
+	e.add("wait for a signal", unix.SYS_PPOLL)
+	_, err = e.run()
+	w.Close()
+	if err == nil || !strings.Contains(err.Error(), "hangs") {
+		t.Errorf("%v", err)
+	}
+	r.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("its child is still there: %v", err)
+	}
+}
+
 func TestStartErrors(t *testing.T) {
 	s := space(t, SpaceOptions{})
 	dir := t.TempDir()
