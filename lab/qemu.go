@@ -340,6 +340,9 @@ func (v *virtual) stop(ctx context.Context) error {
 		}
 	}
 	v.p.signal(syscall.SIGTERM)
+	if v.b.node.Disk != "" {
+		ctx = context.WithoutCancel(ctx) // a guest that did not hear its button is no reason to lose what QEMU has to write
+	}
 	return endProcess(ctx, v.p, v.over, &v.wg)
 }
 

@@ -96,6 +96,41 @@ func TestQEMUErrors(t *testing.T) {
 	}
 }
 
+// A machine whose guest does not hear its power button closes its disk itself before it is killed.
+func TestQEMUClosesDisk(t *testing.T) {
+	t.Setenv("VMNETD_ACCEL", "tcg")
+	dir := t.TempDir()
+	image, program := filepath.Join(dir, "disk.img"), filepath.Join(dir, "qemu-system-x86_64")
+	if err := os.WriteFile(image, make([]byte, 512), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// It speaks as QEMU's monitor does, hears no button, and takes its time to write.
+	if err := os.WriteFile(program, []byte(`#!/bin/sh
+[ "$1" = --version ] && { echo "QEMU emulator version 8.2.0"; exit; }
+for a; do case $a in socket,id=monitor0,fd=*) fd=${a##*=};; esac; done
+trap 'sleep 0.3; echo closed >"$0.closed"; exit 0' TERM
+echo '{"QMP": {}}' >&$fd
+read line <&$fd
+echo '{"return": {}}' >&$fd
+while :; do sleep 1000 & wait $!; done
+`), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m, err := newQEMU(standalone(t, &topology.Node{Name: "n", Kind: topology.KindQEMU, QEMU: program, Disk: image}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	startAlone(t, m)
+	over, end := context.WithCancel(t.Context())
+	end()
+	if err := m.stop(over); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(program + ".closed"); err != nil {
+		t.Error("it was killed before it had written")
+	}
+}
+
 // Places of cards, and what they are told.
 func TestQEMUCards(t *testing.T) {
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}
