@@ -50,7 +50,7 @@
 //	                   as in the daemon's file; of an uplink only, as those below
 //	policy             {preset:, allow: [], rules:, or file: for those}
 //	forward            [8080:web1:80], as -p has them, to a node of this network
-//	dns-record         ["shop A 10.1.0.21"]
+//	dns-record         ["shop A 10.1.0.21"]: shop.internal; with a dot behind it, as "shop.example. A 10.1.0.21", the whole name
 //
 // Keys of a link, which two interfaces name: net, net6, mtu, impair. A link's impair is what a frame suffers on its way, in
 // either direction.
@@ -77,7 +77,8 @@
 //	                   (qemu) QEMU's words; its program
 //	agent              (qemu) a guest agent runs in it, for exec and setup; the small guest has one
 //	user               for 'lab ssh'
-//	cloud-init         (qemu) {user-data:, network-config:, vendor-data:, each also as …-file: NAME, meta-data: {}}
+//	cloud-init         (qemu with a disk or a kernel, in a network with an uplink) {user-data:, network-config:, vendor-data:,
+//	                   each also as …-file: NAME, meta-data: {}}
 //	uml                the program
 //
 // Of an interface: address is one or several, with or without /BITS, where those are the network's; in a network with an

@@ -354,7 +354,7 @@ func (r *reader) lab(root config.Value, file string, set map[string]string) *Lab
 	each(networks, "networks", join(false))
 	each(links, "links", join(true))
 	each(nodes, "nodes", r.node)
-	if nodes.None() && !r.src.Full() {
+	if len(r.nodes) == 0 && r.src.Err() == nil {
 		r.fail(root.Place(), "a lab without nodes: want nodes: with a node at least")
 	}
 	r.check()

@@ -27,6 +27,7 @@ func TestFaults(t *testing.T) {
 	}
 	for _, c := range []struct{ name, text, want string }{
 		{"Empty", "", "a lab without nodes: want nodes: with a node at least"},
+		{"NoNode", "nodes: {}\n", "a lab without nodes: want nodes: with a node at least"},
 		{"Key", "node:\n  a: {kind: netns}\n", `1:1: no key "node" in the lab: did you mean nodes?`},
 		{"NodeKey", keys("kind: netns\n    comand: x"), `7:5: no key "comand" in a node: did you mean command?`},
 		{"NetKey", "networks:\n  lan: {nett: x}\n", `2:9: no key "nett" in a network: did you mean net?`},
