@@ -272,7 +272,9 @@ func (u *labUp1) bring(ctx context.Context, req control.LabRequest) ([]topology.
 			}
 			continue
 		case labStale:
-			if err := u.sweep(ctx); err != nil {
+			if err := u.sweep(ctx); errors.Is(err, errLabLives) {
+				continue
+			} else if err != nil {
 				return nil, err
 			}
 		}
@@ -561,20 +563,25 @@ func (d labDir) down(ctx context.Context, out, errs io.Writer) error {
 	}
 	defer unlock()
 	begun := time.Now()
-	st, pid, err := d.state()
-	if err != nil {
-		return err
-	}
-	if st == labUp {
-		if err := d.end(ctx, pid); err != nil {
-			return fmt.Errorf("lab %s: %w", d.name, err)
+	var left leftovers
+	for {
+		st, pid, err := d.state()
+		if err != nil {
+			return err
 		}
-		fmt.Fprintf(out, "lab %s is down, in %.1f s\n", d.name, time.Since(begun).Seconds())
-		return nil
-	}
-	left, err := d.clean(ctx)
-	if err != nil {
-		return fmt.Errorf("what is left of lab %s: %w", d.name, err)
+		if st == labUp {
+			if err := d.end(ctx, pid); err != nil {
+				return fmt.Errorf("lab %s: %w", d.name, err)
+			}
+			fmt.Fprintf(out, "lab %s is down, in %.1f s\n", d.name, time.Since(begun).Seconds())
+			return nil
+		}
+		if left, err = d.clean(ctx); err == nil {
+			break
+		}
+		if !errors.Is(err, errLabLives) {
+			return fmt.Errorf("what is left of lab %s: %w", d.name, err)
+		}
 	}
 	if s := left.String(); s != "" {
 		fmt.Fprintf(out, "lab %s was killed: cleaned up %s\n", d.name, s)

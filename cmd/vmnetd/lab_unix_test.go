@@ -139,6 +139,10 @@ func TestLabState(t *testing.T) {
 	p.start()
 	p.says("held")
 	want("held", labUp, p.Process.Pid)
+	if _, err := d.clean(t.Context()); !errors.Is(err, errLabLives) {
+		t.Errorf("a lab that is up is cleaned away: %v", err)
+	}
+	want("held still", labUp, p.Process.Pid)
 	p.Process.Signal(syscall.SIGKILL)
 	p.ends(-1)
 	want("killed", labStale, 0)

@@ -221,11 +221,24 @@ func (l leftovers) String() string {
 	return strings.Join(append(parts, l.Folders...), ", ")
 }
 
+// errLabLives: a lab whose process had gone has one again.
+var errLabLives = errors.New("its process has just begun")
+
 // clean ends what a lab's process has left behind and takes its files away. The caller has the lock, and the process has
 // gone. It may be called for a lab that there is nothing of.
 func (d labDir) clean(ctx context.Context) (left leftovers, err error) {
-	if err := private(d.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err = private(d.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return left, hintError{err, "it is left alone: look at it, and remove it yourself"}
+	}
+	if err == nil {
+		// A process whose 'lab up' was killed while it started it may not bear the mark yet. It does not begin without this
+		// lock, nor without the folder; and if it has it already, the lab is up.
+		alive, err := holdLock(d.file(labAlive))
+		if err == nil {
+			defer alive.Close()
+		} else if pid, bad := lockHolder(d.file(labAlive)); bad == nil && pid != 0 {
+			return left, errLabLives
+		}
 	}
 	left.Processes, err = endMarked(ctx, d.path)
 	if err != nil {
