@@ -41,6 +41,10 @@ type machine interface {
 // doored is a machine that others plug in, at a door for each interface.
 type doored interface{ door(i int) string }
 
+// NodeProcesses bounds a netns node's processes: what forks for ever takes an eighth of what a machine has by default
+// (/proc/sys/kernel/pid_max), so that the lab can still be ended. Root's labs are not bound.
+const NodeProcesses = 4096
+
 // Command is one to run in a node.
 type Command struct {
 	Args           []string

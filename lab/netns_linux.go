@@ -319,7 +319,7 @@ func (m *spaceNode) run(p netns.Process) (*os.Process, error) {
 		return nil, net.ErrClosed
 	}
 	// It has a session of its own, so that Ctrl-C at the lab's terminal is the lab's to handle.
-	p.Session, p.DeathSignal = true, syscall.SIGKILL
+	p.Session, p.DeathSignal, p.Processes = true, syscall.SIGKILL, NodeProcesses
 	return m.space.Start(p)
 }
 

@@ -34,6 +34,9 @@ type Process struct {
 	// DeathSignal is what it gets when the caller's process ends, however that does, or when the Space is closed: none
 	// if 0. Its children do not get it.
 	DeathSignal syscall.Signal
+	// Processes bounds how many there are in the space at a time, for it and what it starts: RLIMIT_NPROC, which Linux
+	// counts by user namespace since 5.14, and before by user. Root of the machine is not bound. 0: the caller's bound.
+	Processes uint64
 
 	path, dir string
 	null      *os.File

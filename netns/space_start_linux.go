@@ -167,6 +167,15 @@ func (p *Process) finish(e *errand) {
 		e.keep = append(e.keep, lim)
 		e.try("limit descriptors", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(lim)), 0)
 	}
+	if p.Processes != 0 {
+		lim := &unix.Rlimit{Cur: p.Processes, Max: p.Processes}
+		var own unix.Rlimit
+		if unix.Prlimit(0, unix.RLIMIT_NPROC, nil, &own) == nil { // nobody may have more than before
+			lim.Cur, lim.Max = min(lim.Cur, own.Cur), min(lim.Max, own.Max)
+		}
+		e.keep = append(e.keep, lim)
+		e.add("limit processes", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NPROC, uintptr(unsafe.Pointer(lim)), 0)
+	}
 	if p.DeathSignal != 0 { // not before: a change of user takes it back
 		e.add("ask for a signal", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(p.DeathSignal), 0, 0, 0)
 		k = e.add("look who is the parent", unix.SYS_GETPPID) // it may have ended before

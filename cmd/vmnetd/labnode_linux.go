@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/vmnetd/vmnetd/lab"
 	"github.com/vmnetd/vmnetd/netns"
 	"golang.org/x/sys/unix"
 )
@@ -32,7 +33,7 @@ func execSpace(d labDir, node string, argv []string) error {
 	signals := make(chan os.Signal, 16)
 	notify(signals, passSignals)
 	defer signal.Stop(signals)
-	p, err := netns.Join(files, netns.Process{Args: argv, Env: spaceEnv(d, node, a.Env), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+	p, err := netns.Join(files, netns.Process{Args: argv, Env: spaceEnv(d, node, a.Env), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Processes: lab.NodeProcesses})
 	switch {
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%s: %w", argv[0], exec.ErrNotFound)
