@@ -117,7 +117,7 @@ func testParts(t *testing.T) (kernel, modules, busybox string) {
 	if err != nil {
 		refuse("%v", err)
 	}
-	modules, err = OneOf(kernel+"/../..", "lib/modules/*", "usr/lib/modules/*")
+	modules, err = OneOf(filepath.Dir(filepath.Dir(kernel)), "lib/modules/*", "usr/lib/modules/*")
 	if err != nil {
 		t.Fatal(err)
 	}
