@@ -317,6 +317,7 @@ func TestPendingInside(t *testing.T) {
 		}
 		g.Send(g.IP(t, f.gateway, UDP{SrcPort: 4000, DstPort: 81}, Payload("dropped")))
 		eventually(t, "it is asked", func() bool { return a.count() == 3 })
+		eventually(t, "what came meanwhile is dropped", func() bool { return drops(n, 0)["unanswered"] == 1 })
 		a.answer(2, flows.Verdict{Allow: true})
 		eventually(t, "it is open", func() bool {
 			s, ok := flow(n, func(s flows.Snapshot) bool { return s.Proto == flows.UDP })
