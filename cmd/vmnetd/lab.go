@@ -97,7 +97,7 @@ func (f *labFlag) pick() (labDir, error) {
 	case 0:
 		return labDir{}, hintError{errors.New("no lab is up"), "'vmnetd lab up FILE' starts one"}
 	default:
-		return labDir{}, usagef("which lab? say --lab NAME: there is %s", strings.Join(labNames(), ", "))
+		return labDir{}, usagef("which lab? say its NAME, where others go before it --lab NAME: there is %s", strings.Join(labNames(), ", "))
 	}
 }
 
@@ -736,41 +736,62 @@ func nodeSays(n topology.NodeStatus) string {
 func labCheckCommand() *cobra.Command {
 	var set []string
 	c := &cobra.Command{
-		Use:   "check [FILE]",
-		Short: "Say what is wrong with a lab's file, with line and column",
-		Args:  args(cobra.MaximumNArgs(1)),
+		Use:   "check [FILE]...",
+		Short: "Say what is wrong with labs' files, with line and column",
 		RunE: func(c *cobra.Command, a []string) error {
 			vars, err := variables(set)
 			if err != nil {
 				return err
 			}
-			name, _, err := labFileOf(a)
-			if err != nil {
-				return err
+			if len(a) == 0 {
+				return checkLab(c.OutOrStdout(), vars)
 			}
-			t, err := topology.Read(name, vars)
-			if err != nil {
-				return err
-			}
-			if _, err := labNamed(t.Name); err != nil {
-				return err
-			}
-			kinds := map[topology.Kind]int{}
-			for _, n := range t.Nodes {
-				kinds[n.Kind]++
-			}
-			var parts []string
-			for _, k := range []topology.Kind{topology.KindQEMU, topology.KindNetns, topology.KindUML, topology.KindExternal} {
-				if kinds[k] > 0 {
-					parts = append(parts, fmt.Sprintf("%d %s", kinds[k], k))
+			var faults []error
+			for _, file := range a {
+				if err := checkLab(c.OutOrStdout(), vars, file); err != nil {
+					faults = append(faults, err)
 				}
 			}
-			fmt.Fprintf(c.OutOrStdout(), "lab %s: %d nodes (%s), %d networks\n", t.Name, len(t.Nodes), strings.Join(parts, ", "), len(t.Networks))
-			return nil
+			return errors.Join(faults...)
 		},
 	}
 	addSet(c, &set)
 	return c
+}
+
+// howMany is so many of something.
+func howMany(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// checkLab says what a lab's file has, if nothing is wrong with it.
+func checkLab(out io.Writer, vars map[string]string, file ...string) error {
+	name, _, err := labFileOf(file)
+	if err != nil {
+		return err
+	}
+	t, err := topology.Read(name, vars)
+	if err != nil {
+		return err
+	}
+	if _, err := labNamed(t.Name); err != nil {
+		return err
+	}
+	kinds := map[topology.Kind]int{}
+	for _, n := range t.Nodes {
+		kinds[n.Kind]++
+	}
+	var parts []string
+	for _, k := range []topology.Kind{topology.KindQEMU, topology.KindNetns, topology.KindUML, topology.KindExternal} {
+		if kinds[k] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", kinds[k], k))
+		}
+	}
+	fmt.Fprintf(out, "lab %s: %s (%s), %s\n", t.Name, howMany(len(t.Nodes), "node"), strings.Join(parts, ", "), howMany(len(t.Networks), "network"))
+	return nil
 }
 
 func labGraphCommand() *cobra.Command {

@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/charmbracelet/x/term"
@@ -118,6 +120,14 @@ func execAgent(d labDir, n topology.NodeStatus, argv []string, all bool) error {
 	}
 	var p *control.Problem
 	if errors.As(err, &p) {
+		// Of what cannot be started, agents say no more than their system's words.
+		switch detail := strings.ToLower(p.Detail); {
+		case p.Hint != "":
+		case strings.Contains(detail, "executable file not found"), strings.Contains(detail, "no such file"):
+			return fmt.Errorf("%s in node %s: %w", argv[0], n.Name, exec.ErrNotFound)
+		case strings.Contains(detail, "permission denied"), strings.Contains(detail, "exec format error"):
+			return cannotExec{errors.New(p.Detail)}
+		}
 		if p.Hint == "" {
 			return errors.New(p.Detail)
 		}
@@ -135,6 +145,14 @@ func execAgent(d labDir, n topology.NodeStatus, argv []string, all bool) error {
 		return exitError(r.Exit)
 	}
 	return nil
+}
+
+// unlessClosed is an error of copying to standard output, but that nobody reads on: head(1) has had enough.
+func unlessClosed(err error) error {
+	if errors.Is(err, syscall.EPIPE) {
+		return nil
+	}
+	return err
 }
 
 func labActCommand(what control.NodeAction, short string) *cobra.Command {
@@ -196,7 +214,7 @@ prints what is kept, some megabyte, and ends.`,
 			defer context.AfterFunc(ctx, func() { conn.Close() })()
 			if dump {
 				_, err := io.Copy(os.Stdout, conn)
-				return err
+				return unlessClosed(err)
 			}
 			typed := term.IsTerminal(os.Stdin.Fd())
 			if typed {
@@ -229,7 +247,7 @@ prints what is kept, some megabyte, and ends.`,
 			if err == nil {
 				fmt.Fprintf(os.Stderr, "\r\nthe console has ended: the node is gone\r\n")
 			}
-			return err
+			return unlessClosed(err)
 		},
 	}
 	lf.add(c)
