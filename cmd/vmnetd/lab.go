@@ -152,6 +152,16 @@ func labFileOf(a []string) (name, path string, err error) {
 	return name, path, nil
 }
 
+// readLab reads the lab of the file that an argument names, or of the default one, whose whole path it returns.
+func readLab(vars map[string]string, a ...string) (t *topology.Lab, path string, err error) {
+	name, path, err := labFileOf(a)
+	if err != nil {
+		return nil, "", err
+	}
+	t, err = topology.Read(name, vars)
+	return t, path, err
+}
+
 // variables reads what --set says.
 func variables(list []string) (map[string]string, error) {
 	set := map[string]string{}
@@ -192,11 +202,7 @@ up all the same, for a look at it.`,
 			if err != nil {
 				return err
 			}
-			name, file, err := labFileOf(a)
-			if err != nil {
-				return err
-			}
-			t, err := topology.Read(name, vars)
+			t, file, err := readLab(vars, a...)
 			if err != nil {
 				return err
 			}
@@ -769,11 +775,7 @@ func howMany(n int, what string) string {
 
 // checkLab says what a lab's file has, if nothing is wrong with it.
 func checkLab(out io.Writer, vars map[string]string, file ...string) error {
-	name, _, err := labFileOf(file)
-	if err != nil {
-		return err
-	}
-	t, err := topology.Read(name, vars)
+	t, _, err := readLab(vars, file...)
 	if err != nil {
 		return err
 	}
@@ -809,11 +811,7 @@ func labGraphCommand() *cobra.Command {
 			if forms := []string{"text", "svg"}; !slices.Contains(forms, form) {
 				return usagef("-o %s: %s", form, didYouMean(form, forms))
 			}
-			name, file, err := labFileOf(a)
-			if err != nil {
-				return err
-			}
-			t, err := topology.Read(name, vars)
+			t, file, err := readLab(vars, a...)
 			if err != nil {
 				return err
 			}
