@@ -232,10 +232,8 @@ func networkConfig(l *topology.Lab, n *topology.Node) string {
 			fmt.Fprintf(&b, "    mtu: %d\n", t.MTU)
 		}
 		var addrs []string
-		for _, a := range f.Addrs {
-			if !t.Uplink || a.Addr().Is6() {
-				addrs = append(addrs, quoted(a.String()))
-			}
+		for _, a := range setAddrs(f, t.Uplink) {
+			addrs = append(addrs, quoted(a.String()))
 		}
 		if addrs != nil {
 			fmt.Fprintf(&b, "    addresses: [%s]\n", strings.Join(addrs, ", "))
@@ -272,10 +270,8 @@ func bootHook(l *topology.Lab, n *topology.Node) string {
 		if t.MTU > 0 && !t.Uplink {
 			lines = append(lines, fmt.Sprintf("ip link set dev \"$dev\" mtu %d", t.MTU))
 		}
-		for _, a := range f.Addrs {
-			if !t.Uplink || a.Addr().Is6() {
-				lines = append(lines, fmt.Sprintf("ip address replace %s dev \"$dev\"", a))
-			}
+		for _, a := range setAddrs(f, t.Uplink) {
+			lines = append(lines, fmt.Sprintf("ip address replace %s dev \"$dev\"", a))
 		}
 		routes = slices.DeleteFunc(routes, func(r topology.Route) bool {
 			if !reaches(t, f, r.Via) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 
 	"github.com/vmnetd/vmnetd/lab/guest"
@@ -13,12 +14,20 @@ import (
 
 // networkAt is the network of an interface. A lab that was checked has it.
 func networkAt(b *bench, i int) *topology.Network {
-	for k := range b.lab.Networks {
-		if b.lab.Networks[k].Name == b.node.Interfaces[i].Network {
-			return &b.lab.Networks[k]
-		}
+	if t := networkOf(b.lab, b.node.Interfaces[i].Network); t != nil {
+		return t
 	}
 	return &topology.Network{}
+}
+
+// setAddrs are the fixed addresses that a machine gives itself. With an uplink IPv4 is a lease of DHCP's, the fixed one.
+func setAddrs(f *topology.Interface, uplink bool) (list []netip.Prefix) {
+	for _, a := range f.Addrs {
+		if !uplink || !a.Addr().Is4() {
+			list = append(list, a)
+		}
+	}
+	return list
 }
 
 // mtuOf is an interface's, 0 if nobody said any.
@@ -31,14 +40,7 @@ func smallNode(b *bench, port string) *guest.Node {
 		f := &b.node.Interfaces[i]
 		w := networkAt(b, i)
 		up := w.Uplink && !f.Mirror // a mirror port is heard by nobody
-		g := guest.Interface{Name: f.Name, MAC: f.MAC, DHCP: up, RA: up, MTU: w.MTU}
-		for _, a := range f.Addrs {
-			// With an uplink IPv4 is a lease of DHCP's, the fixed one.
-			if !up || !a.Addr().Is4() {
-				g.Addrs = append(g.Addrs, a)
-			}
-		}
-		n.Interfaces = append(n.Interfaces, g)
+		n.Interfaces = append(n.Interfaces, guest.Interface{Name: f.Name, MAC: f.MAC, DHCP: up, RA: up, MTU: w.MTU, Addrs: setAddrs(f, up)})
 	}
 	for _, r := range b.node.Routes {
 		n.Routes = append(n.Routes, guest.Route{To: r.To, Via: r.Via})

@@ -942,14 +942,12 @@ func (n *Node) Start(ctx context.Context) error {
 	defer give()
 	n.lab.mu.Lock()
 	f := n.life
+	up := f != nil && f.state != topology.StateFailed && f.state != topology.StateEnded
 	n.lab.mu.Unlock()
+	if up {
+		return nil
+	}
 	if f != nil {
-		n.lab.mu.Lock()
-		up := f.state != topology.StateFailed && f.state != topology.StateEnded
-		n.lab.mu.Unlock()
-		if up {
-			return nil
-		}
 		n.lab.stop(ctx, []*life{f})
 	}
 	n.lab.mu.Lock()

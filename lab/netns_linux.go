@@ -118,10 +118,7 @@ func (m *spaceNode) start(ctx context.Context) error {
 				m.b.log.Warn("a mirror port keeps IPv6", "interface", f.Name, "err", err)
 			}
 		}
-		for _, a := range f.Addrs {
-			if uplink && a.Addr().Is4() { // a fixed lease
-				continue
-			}
+		for _, a := range setAddrs(f, uplink) {
 			if err := tap.AddAddr(a); err != nil {
 				return fmt.Errorf("interface %s: address %s: %w", f.Name, a, err)
 			}
@@ -437,6 +434,15 @@ func (m *spaceNode) exec(ctx context.Context, c Command) (int, error) {
 		theirs, stdin = append(theirs, in), ours
 		p.Files[0] = in
 	}
+	failed := func(err error) (int, error) {
+		for _, o := range outputs {
+			o.r.Close()
+		}
+		if stdin != nil {
+			stdin.Close()
+		}
+		return -1, err
+	}
 	for i, w := range []io.Writer{c.Stdout, c.Stderr} {
 		switch w := w.(type) {
 		case nil:
@@ -451,13 +457,7 @@ func (m *spaceNode) exec(ctx context.Context, c Command) (int, error) {
 		}
 		ours, out, err := pipeFromChild()
 		if err != nil {
-			for _, o := range outputs {
-				o.r.Close()
-			}
-			if stdin != nil {
-				stdin.Close()
-			}
-			return -1, err
+			return failed(err)
 		}
 		theirs = append(theirs, out)
 		outputs = append(outputs, &output{r: ours, w: w, done: make(chan struct{})})
@@ -465,13 +465,7 @@ func (m *spaceNode) exec(ctx context.Context, c Command) (int, error) {
 	}
 	proc, err := m.run(p)
 	if err != nil {
-		for _, o := range outputs {
-			o.r.Close()
-		}
-		if stdin != nil {
-			stdin.Close()
-		}
-		return -1, err
+		return failed(err)
 	}
 	for _, f := range theirs {
 		f.Close()

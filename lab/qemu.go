@@ -34,20 +34,15 @@ const (
 // virtual is a node that is a virtual machine of QEMU's. All that it is given are open descriptors: its wires, its serial
 // line, its agent's port, its monitor. So nothing is left of it when it ends.
 type virtual struct {
-	b     *bench
-	small *guest.Image // nil: it boots its own kernel or disk
-
-	p       *process
+	spawned
+	small   *guest.Image // nil: it boots its own kernel or disk
 	monitor *monitor
-	agent   *qga // nil: there is none
-	wg      sync.WaitGroup
-	over    chan struct{} // closed once exit and err are set
-	exit    int
-	err     error
 }
 
 // newQEMU is a node that is a virtual machine.
-func newQEMU(b *bench) (machine, error) { return &virtual{b: b, over: make(chan struct{})}, nil }
+func newQEMU(b *bench) (machine, error) {
+	return &virtual{spawned: newSpawned(b, "it has no agent: set 'agent: true' and install qemu-guest-agent in it, or use 'lab ssh'")}, nil
+}
 
 // isSmall says whether a node is the small guest.
 func isSmall(b *bench) bool { return b.node.Kernel == "" && b.node.Disk == "" }
@@ -178,14 +173,6 @@ func (v *virtual) start(ctx context.Context) error {
 	}
 }
 
-// file is a name of the lab's file.
-func (v *virtual) file(name string) string {
-	if filepath.IsAbs(name) {
-		return name
-	}
-	return filepath.Join(v.b.base, name)
-}
-
 // machineArgs are those of the machine without its devices.
 func (v *virtual) machineArgs(ctx context.Context, program, accel string) ([]string, error) {
 	n := v.b.node
@@ -252,10 +239,6 @@ func (v *virtual) machineArgs(ctx context.Context, program, accel string) ([]str
 	return args, nil
 }
 
-func (v *virtual) logf(format string, args ...any) {
-	v.b.log.Info(fmt.Sprintf(format, args...))
-}
-
 // card are the arguments of one interface, whose wire has descriptor fd.
 func (v *virtual) card(i, fd int, version qemuVersion) []string {
 	f := &v.b.node.Interfaces[i]
@@ -278,56 +261,6 @@ func (v *virtual) begin(ctx context.Context) error {
 	return beginByAgent(ctx, v.b, v.agent)
 }
 
-func (v *virtual) exec(ctx context.Context, c Command) (int, error) {
-	if err := v.hasAgent(); err != nil {
-		return -1, err
-	}
-	return v.agent.exec(ctx, c)
-}
-
-func (v *virtual) hasAgent() error {
-	if v.agent == nil {
-		return errors.New("it has no agent: set 'agent: true' and install qemu-guest-agent in it, or use 'lab ssh'")
-	}
-	return nil
-}
-
-func (v *virtual) dial(ctx context.Context, network, port string) (net.Conn, error) {
-	return dialUplink(ctx, v.b, network, port)
-}
-
-func (v *virtual) reachable(ctx context.Context) error {
-	if err := v.hasAgent(); err != nil {
-		return err
-	}
-	return v.agent.reachable(ctx)
-}
-
-func (v *virtual) pids() []int {
-	if v.p == nil {
-		return nil
-	}
-	select {
-	case <-v.p.ended:
-		return nil
-	default:
-		return []int{v.p.cmd.Process.Pid}
-	}
-}
-
-func (v *virtual) spaces() ([]*os.File, error) { return nil, nil }
-
-func (v *virtual) ended() <-chan struct{} { return v.over }
-
-func (v *virtual) status() (int, error) {
-	select {
-	case <-v.over:
-		return v.exit, v.err
-	default:
-		return 0, nil
-	}
-}
-
 // stop presses the power button of a machine with a disk, which may have something to write; the others have all in memory.
 func (v *virtual) stop(ctx context.Context) error {
 	if v.p == nil {
@@ -343,25 +276,7 @@ func (v *virtual) stop(ctx context.Context) error {
 	if v.b.node.Disk != "" {
 		ctx = context.WithoutCancel(ctx) // a guest that did not hear its button is no reason to lose what QEMU has to write
 	}
-	return endProcess(ctx, v.p, v.over, &v.wg)
-}
-
-// termPatience is how long QEMU has after SIGTERM: it closes its disks, which takes as long as writing what is still in memory.
-const termPatience = 5 * time.Second
-
-// endProcess waits for a process that was asked to end, and kills it when ctx or its patience does.
-func endProcess(ctx context.Context, p *process, over <-chan struct{}, wg *sync.WaitGroup) error {
-	patience := time.NewTimer(termPatience)
-	defer patience.Stop()
-	select {
-	case <-over:
-	case <-patience.C:
-	case <-ctx.Done():
-	}
-	p.signal(syscall.SIGKILL)
-	<-over
-	wg.Wait()
-	return nil
+	return v.end(ctx)
 }
 
 // qemuVersion is QEMU's.

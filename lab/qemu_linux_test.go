@@ -136,7 +136,7 @@ func TestQEMUCards(t *testing.T) {
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}
 	b := standalone(t, &topology.Node{Name: "n", Interfaces: []topology.Interface{{Network: "a", MAC: mac}, {Network: "b", MAC: mac}}},
 		topology.Network{Name: "a", MTU: 9000}, topology.Network{Name: "b"})
-	v := &virtual{b: b}
+	v := &virtual{spawned: spawned{b: b}}
 	for _, c := range []struct {
 		card    int
 		version qemuVersion

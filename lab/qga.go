@@ -2,7 +2,6 @@ package lab
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -12,6 +11,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/vmnetd/vmnetd/lab/guest"
 )
 
 // qga talks to a guest's agent, QEMU's own or the small guest's, in QEMU's guest agent protocol (docs/interop/qemu-ga-ref of
@@ -69,44 +70,18 @@ func (g *qga) read() {
 	defer close(g.ended)
 	r := bufio.NewReaderSize(g.conn, 64<<10)
 	for {
-		line, err := qgaLine(r, g.longest)
+		line, over, err := guest.ReadLine(r, g.longest)
 		if err != nil {
 			return
+		}
+		if over {
+			line = []byte("too long") // is seen to be none
 		}
 		select {
 		case <-g.answers:
 		default:
 		}
 		g.answers <- line // there is room: no other writes
-	}
-}
-
-// qgaLine reads an answer. What stands before a byte 0xff is none of it; of one that is too long only so much is left that it
-// is seen to be none.
-func qgaLine(r *bufio.Reader, longest int) ([]byte, error) {
-	var line []byte
-	over := false
-	for {
-		part, err := r.ReadSlice('\n')
-		if i := bytes.LastIndexByte(part, 0xff); i >= 0 {
-			line, part, over = nil, part[i+1:], false
-		}
-		if over = over || len(line)+len(part) > longest; over {
-			line = nil
-		} else {
-			line = append(line, part...)
-		}
-		switch {
-		case errors.Is(err, bufio.ErrBufferFull):
-		case err != nil:
-			return nil, err
-		case over:
-			return []byte("too long"), nil
-		case len(bytes.TrimSpace(line)) == 0:
-			line = nil
-		default:
-			return line, nil
-		}
 	}
 }
 

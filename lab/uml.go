@@ -4,14 +4,12 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 
 	"github.com/vmnetd/vmnetd/lab/guest"
@@ -23,18 +21,12 @@ const umlProgram = "linux.uml"
 
 // uml is a node whose kernel is a process: User Mode Linux. Its cards dial sockets in the node's folder, where each is
 // accepted once; its serial lines are open descriptors.
-type uml struct {
-	b     *bench
-	p     *process
-	agent *qga // nil: it boots its own initrd or disk
-	wg    sync.WaitGroup
-	over  chan struct{}
-	exit  int
-	err   error
-}
+type uml struct{ spawned }
 
 // newUML is a node whose kernel is a process: User Mode Linux.
-func newUML(b *bench) (machine, error) { return &uml{b: b, over: make(chan struct{})}, nil }
+func newUML(b *bench) (machine, error) {
+	return &uml{newSpawned(b, "a User Mode Linux with its own initrd or disk has no agent: use its console, or 'lab ssh'")}, nil
+}
 
 // umlDepth is how many frames a card has on its way each way: a socket's buffer holds no more of them (net.core.wmem_default).
 const umlDepth = 128
@@ -85,7 +77,7 @@ func (u *uml) start(ctx context.Context) error {
 	var agent net.Conn
 	switch {
 	case n.Initrd == "" && n.Disk == "":
-		im, err := guest.MakeUML(ctx, func(format string, args ...any) { u.b.log.Info(fmt.Sprintf(format, args...)) })
+		im, err := guest.MakeUML(ctx, u.logf)
 		if err != nil {
 			return failed(err)
 		}
@@ -167,62 +159,11 @@ func (u *uml) start(ctx context.Context) error {
 	return nil
 }
 
-func (u *uml) file(name string) string {
-	if filepath.IsAbs(name) {
-		return name
-	}
-	return filepath.Join(u.b.base, name)
-}
-
 func (u *uml) begin(ctx context.Context) error {
 	if u.agent == nil || len(u.b.node.Command) == 0 {
 		return nil
 	}
 	return beginByAgent(ctx, u.b, u.agent)
-}
-
-var errNoUMLAgent = errors.New("a User Mode Linux with its own initrd or disk has no agent: use its console, or 'lab ssh'")
-
-func (u *uml) exec(ctx context.Context, c Command) (int, error) {
-	if u.agent == nil {
-		return -1, errNoUMLAgent
-	}
-	return u.agent.exec(ctx, c)
-}
-
-func (u *uml) dial(ctx context.Context, network, port string) (net.Conn, error) {
-	return dialUplink(ctx, u.b, network, port)
-}
-
-func (u *uml) reachable(ctx context.Context) error {
-	if u.agent == nil {
-		return errNoUMLAgent
-	}
-	return u.agent.reachable(ctx)
-}
-
-func (u *uml) pids() []int {
-	if u.p == nil {
-		return nil
-	}
-	select {
-	case <-u.p.ended:
-		return nil
-	default:
-		return []int{u.p.cmd.Process.Pid}
-	}
-}
-
-func (u *uml) spaces() ([]*os.File, error) { return nil, nil }
-func (u *uml) ended() <-chan struct{}      { return u.over }
-
-func (u *uml) status() (int, error) {
-	select {
-	case <-u.over:
-		return u.exit, u.err
-	default:
-		return 0, nil
-	}
 }
 
 // stop kills it: its kernel does not ask its processes when it is told to end.
@@ -231,5 +172,5 @@ func (u *uml) stop(ctx context.Context) error {
 		return nil
 	}
 	u.p.signal(syscall.SIGKILL)
-	return endProcess(ctx, u.p, u.over, &u.wg)
+	return u.end(ctx)
 }

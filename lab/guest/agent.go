@@ -70,12 +70,12 @@ func (c *capped) Write(p []byte) (int, error) {
 func (a *Agent) Serve(rw io.ReadWriter) error {
 	r := bufio.NewReaderSize(rw, 64<<10)
 	for {
-		line, err := readLine(r)
+		line, over, err := ReadLine(r, longestLine)
 		if err != nil {
 			return err
 		}
-		if len(bytes.TrimSpace(line)) == 0 {
-			continue
+		if over {
+			line = []byte("{}") // has an error for its answer
 		}
 		if answer := a.answer(line); answer != nil {
 			if _, err := rw.Write(answer); err != nil {
@@ -85,17 +85,15 @@ func (a *Agent) Serve(rw io.ReadWriter) error {
 	}
 }
 
-// readLine reads a request. A byte 0xff, which UTF-8 has not, has what came before it forgotten: a client that connects anew
-// sends it first. A line that is too long is passed over.
-func readLine(r *bufio.Reader) ([]byte, error) {
-	var line []byte
-	over := false
+// ReadLine reads a request or an answer that is not empty. A byte 0xff, which UTF-8 has not, has what came before it
+// forgotten: a client that connects anew sends it first. Of a line that is longer than longest there is only that it is over.
+func ReadLine(r *bufio.Reader, longest int) (line []byte, over bool, err error) {
 	for {
 		part, err := r.ReadSlice('\n')
 		if i := bytes.LastIndexByte(part, 0xff); i >= 0 {
-			line, part, over = line[:0], part[i+1:], false
+			line, part, over = nil, part[i+1:], false
 		}
-		if over = over || len(line)+len(part) > longestLine; over {
+		if over = over || len(line)+len(part) > longest; over {
 			line = nil
 		} else {
 			line = append(line, part...)
@@ -103,11 +101,13 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
 		case err != nil:
-			return nil, err
+			return nil, false, err
 		case over:
-			return []byte("{}"), nil // has an error for its answer
+			return nil, true, nil
+		case len(bytes.TrimSpace(line)) == 0:
+			line = nil
 		default:
-			return line, nil
+			return line, false, nil
 		}
 	}
 }
